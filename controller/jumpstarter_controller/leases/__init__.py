@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leases: their times, their conditions, and who gets which exporter."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Alembic: how a database of an older version becomes one of this version."""

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab in a temporary directory: authority, configuration, identities, and the controller as a process."""
+
+from __future__ import annotations
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jumpstarter_controller.main import cli
+
+
+def run_cli(*argv: str | Path) -> None:
+    """`jumpstarter-controller` in this process."""
+    cli.main([str(word) for word in argv], standalone_mode=False)
+
+
+@dataclass
+class LabFiles:
+    """The files of a lab. endpoint: of the running controller."""
+
+    folder: Path
+    endpoint: str = "127.0.0.1:1"
+
+    @classmethod
+    def make(cls, folder: Path, **settings: Any) -> LabFiles:
+        """An authority and a configuration; ``settings`` go into the latter."""
+        folder.mkdir()
+        run_cli("ca", "init", "--dir", folder)
+        run_cli("ca", "issue", "--dir", folder, "localhost", "127.0.0.1")
+        config = {
+            "apiVersion": "jumpstarter.lab/v1alpha1",
+            "kind": "ControllerConfig",
+            "listen": "127.0.0.1:0",
+            "database": "lab.db",
+            "tls": {"certificate": "server.crt", "key": "server.key", "ca": "ca.crt"},
+            **settings,
+        }
+        (folder / "controller.yaml").write_text(yaml.safe_dump(config))
+        return cls(folder)
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "controller.yaml"
+
+    @property
+    def ca(self) -> bytes:
+        return (self.folder / "ca.crt").read_bytes()
+
+    def client(self, name: str, *options: str) -> Path:
+        """Make a client; its configuration file."""
+        return self._create("client", name, "--unsafe", *options)
+
+    def exporter(self, name: str, *options: str, export: dict[str, Any] | None = None) -> Path:
+        """Make an exporter; its configuration file, with these drivers."""
+        path = self._create("exporter", name, *options)
+        data = yaml.safe_load(path.read_text())
+        path.write_text(yaml.safe_dump({**data, "export": export or {}}))
+        return path
+
+    def _create(self, kind: str, name: str, *options: str) -> Path:
+        path = self.folder / f"{kind}-{name}.yaml"
+        argv = ["admin", "create", kind, name, "--config", self.config, "--save", path, "--endpoint", self.endpoint]
+        run_cli(*argv, *options)
+        return path
+
+    def audit(self) -> list[dict[str, Any]]:
+        """The audit log, as `admin audit` prints it."""
+        out = io.StringIO()
+        with redirect_stdout(out):
+            run_cli("admin", "audit", "--config", self.config, "-n", "1000")
+        return [json.loads(line) for line in out.getvalue().splitlines()]
+
+    def wait_for_audit(self, matches: Callable[[dict[str, Any]], bool]) -> None:
+        """Return when an entry of the audit log matches; fail after a minute."""
+        deadline = time.monotonic() + 60
+        while not any(matches(entry) for entry in self.audit()):
+            assert time.monotonic() < deadline, self.audit()[-5:]
+            time.sleep(0.1)
+
+    @contextmanager
+    def serving(self, *, killed: bool = False) -> Iterator[subprocess.Popen[str]]:
+        """Context: the controller as a process, which ends well when asked to, unless the test has killed it."""
+        argv = [sys.executable, "-m", "jumpstarter_controller", "serve", "--config", self.config]
+        with (self.folder / "controller.log").open("a") as log:
+            with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True) as process:
+                try:
+                    assert process.stdout is not None
+                    line = process.stdout.readline()
+                    assert line.startswith("READY "), (self.folder / "controller.log").read_text()
+                    self.endpoint = json.loads(line.removeprefix("READY "))["endpoint"]
+                    yield process
+                    process.terminate()
+                    assert process.wait(20) == (-signal.SIGKILL if killed else 0)
+                finally:
+                    process.kill()
