@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -241,4 +242,16 @@ class Reader:
         try:
             self.stop()
         finally:
-            self.runtime.cleanup()
+            self._clean_up()
+
+    def _clean_up(self) -> None:
+        # An exporter that is just ending removes files of its own in there at the same moment.
+        deadline = time.monotonic() + 20
+        while True:
+            try:
+                self.runtime.cleanup()
+                return
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
