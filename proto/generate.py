@@ -17,8 +17,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PACKAGE = "jumpstarter_protocol"
-_IMPORT = re.compile(r"^(\s*)(from|import) (jumpstarter\.(?:v1|client\.v1|lab\.v1))\b", re.MULTILINE)
-_REFERENCE = re.compile(r"\bjumpstarter\.((?:client\.|lab\.)?v1)\b(?=\.\w+_pb2|\s+import)")
+_IMPORT = re.compile(r"^(\s*)(from|import) (jumpstarter\.(?:v1|client\.v1|lab\.v1|admin\.v1))\b", re.MULTILINE)
+_REFERENCE = re.compile(r"\bjumpstarter\.((?:client\.|lab\.|admin\.)?v1)\b(?=\.\w+_pb2|\s+import)")
 
 
 def generate(out: Path) -> list[Path]:
@@ -49,6 +49,7 @@ def generate(out: Path) -> list[Path]:
     for folder in {path.parent for path in written} | {
         target / "jumpstarter",
         target / "jumpstarter" / "client",
+        target / "jumpstarter" / "admin",
         target / "jumpstarter" / "lab",
     }:
         (folder / "__init__.py").write_text("")

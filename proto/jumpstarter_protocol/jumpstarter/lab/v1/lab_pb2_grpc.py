@@ -58,8 +58,9 @@ class LabServiceServicer:
 
     def Hold(self, request, context):
         """Hold the session for as long as the stream lives. One holder at a time; a second one is
-        refused with FAILED_PRECONDITION. When the stream ends, for whatever reason, the exporter ends
-        the session: what it switched on is switched off, drivers are reset.
+        refused with FAILED_PRECONDITION. When the stream ends, for whatever reason, the exporter gives
+        the device back: what was switched on meanwhile is switched off, drivers are reset (unless something
+        stays on that was on before). In a lease the answer comes when the exporter is ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
