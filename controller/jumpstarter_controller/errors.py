@@ -5,7 +5,10 @@ from __future__ import annotations
 
 import grpc
 
-__all__ = ["Refused", "failed_precondition", "invalid", "not_found", "permission_denied"]
+__all__ = ["Refused", "failed_precondition", "invalid", "not_found", "one_line", "permission_denied"]
+
+#: Characters of a line: a status with more than 8 KiB does not reach its caller.
+_LONGEST = 1000
 
 
 class Refused(Exception):
@@ -35,3 +38,9 @@ def permission_denied(message: str) -> Refused:
 def failed_precondition(message: str) -> Refused:
     """FAILED_PRECONDITION: not now."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, message)
+
+
+def one_line(text: str, longest: int = _LONGEST) -> str:
+    """``text``, which repeats what a caller sent, without what breaks a line or a terminal, and not too long."""
+    shown = "".join(c if c.isprintable() else " " for c in text[:longest])
+    return shown if len(text) <= longest else f"{shown[: longest - 3]}..."

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,11 @@ def run_cli(*argv: str | Path) -> None:
 
 @dataclass
 class LabFiles:
-    """The files of a lab. endpoint: of the running controller."""
+    """The files of a lab. endpoint: of the running controller. ready: what it said when it was."""
 
     folder: Path
     endpoint: str = "127.0.0.1:1"
+    ready: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def make(cls, folder: Path, **settings: Any) -> LabFiles:
@@ -74,11 +75,11 @@ class LabFiles:
         run_cli(*argv, *options)
         return path
 
-    def audit(self) -> list[dict[str, Any]]:
+    def audit(self, limit: int = 1000) -> list[dict[str, Any]]:
         """The audit log, as `admin audit` prints it."""
         out = io.StringIO()
         with redirect_stdout(out):
-            run_cli("admin", "audit", "--config", self.config, "-n", "1000")
+            run_cli("admin", "audit", "--config", self.config, "-n", str(limit))
         return [json.loads(line) for line in out.getvalue().splitlines()]
 
     def wait_for_audit(self, matches: Callable[[dict[str, Any]], bool]) -> None:
@@ -89,16 +90,17 @@ class LabFiles:
             time.sleep(0.1)
 
     @contextmanager
-    def serving(self, *, killed: bool = False) -> Iterator[subprocess.Popen[str]]:
+    def serving(self, *, killed: bool = False, role: str = "all") -> Iterator[subprocess.Popen[str]]:
         """Context: the controller as a process, which ends well when asked to, unless the test has killed it."""
-        argv = [sys.executable, "-m", "jumpstarter_controller", "serve", "--config", self.config]
+        argv = [sys.executable, "-m", "jumpstarter_controller", "serve", "--role", role, "--config", self.config]
         with (self.folder / "controller.log").open("a") as log:
             with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=log, text=True) as process:
                 try:
                     assert process.stdout is not None
                     line = process.stdout.readline()
                     assert line.startswith("READY "), (self.folder / "controller.log").read_text()
-                    self.endpoint = json.loads(line.removeprefix("READY "))["endpoint"]
+                    self.ready = json.loads(line.removeprefix("READY "))
+                    self.endpoint = self.ready["endpoint"]
                     yield process
                     process.terminate()
                     assert process.wait(20) == (-signal.SIGKILL if killed else 0)

@@ -48,12 +48,12 @@ class Peer:
         self.controller = jumpstarter_pb2_grpc.ControllerServiceStub(self.channel)
         self.client = client_pb2_grpc.ClientServiceStub(self.channel)
 
-    def open(self, token: str) -> grpc.aio.Channel:
-        """A channel that shows this token."""
+    def open(self, token: str, endpoint: str | None = None) -> grpc.aio.Channel:
+        """A channel that shows this token; to the controller, or to this endpoint."""
         credentials = grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(self.lab.ca), grpc.access_token_call_credentials(token)
         )
-        return grpc.aio.secure_channel(self.lab.endpoint, credentials)
+        return grpc.aio.secure_channel(endpoint or self.lab.endpoint, credentials)
 
     async def call(self, method: str, **fields: Any) -> Any:
         """A call of ControllerService."""
@@ -73,9 +73,9 @@ class Peer:
         return await self.ask("CreateLease", parent=HOME, lease=lease)
 
     @asynccontextmanager
-    async def tunnel(self, token: str) -> AsyncIterator[Any]:
+    async def tunnel(self, token: str, endpoint: str | None = None) -> AsyncIterator[Any]:
         """One end of a tunnel: a call that takes and gives bytes."""
-        async with self.open(token) as channel:
+        async with self.open(token, endpoint) as channel:
             call = channel.stream_stream(FRAMES)()
             try:
                 yield call
@@ -108,7 +108,8 @@ class ExporterPeer(Peer):
 
     async def next(self) -> Any:
         """The next message of the Status stream."""
-        return await asyncio.wait_for(self.told.get(), 10)
+        async with asyncio.timeout(10):
+            return await self.told.get()
 
     async def _read(self) -> None:
         stream = self.controller.Status(jumpstarter_pb2.StatusRequest(), metadata=self.metadata)

@@ -3,30 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from dataclasses import replace
 
 import grpc
 import pytest
 from queue_bench import NAMESPACE, START, QueueBench
-from sqlalchemy import select, update
+from sqlalchemy import func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from jumpstarter.common.enums import ExporterStatus
-from jumpstarter_controller import admin, exporters
+from jumpstarter_controller import exporters
+from jumpstarter_controller.administration.policies import set_policy
 from jumpstarter_controller.errors import Refused
+from jumpstarter_controller.leases import retention
 from jumpstarter_controller.leases.requests import LeaseRequest, create_lease, release_lease
 from jumpstarter_controller.leases.schedule import schedule
 from jumpstarter_controller.state.database import Transaction, open_database
-from jumpstarter_controller.state.models import Exporter, Lease
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[QueueBench]:
-    bench = QueueBench(tmp_path / "lab.db")
-    yield bench
-    bench.database.close()
+from jumpstarter_controller.state.models import AuditEntry, Exporter, Lease
 
 
 def test_a_free_exporter_is_assigned_in_the_same_transaction(bench: QueueBench) -> None:
@@ -68,8 +62,8 @@ def test_who_waits_for_one_exporter_does_not_hold_up_the_others(bench: QueueBenc
 def test_priority_comes_before_first_come(bench: QueueBench) -> None:
     alice, vip = bench.client("alice"), bench.client("vip", team="release")
     bench.exporter("e1", board="x")
-    bench.database.write_now(admin.set_policy, NAMESPACE, "all", "", "", 0, None)
-    bench.database.write_now(admin.set_policy, NAMESPACE, "release", "board=x", "team=release", 10, None)
+    bench.database.write_now(set_policy, NAMESPACE, "all", "", "", 0, None)
+    bench.database.write_now(set_policy, NAMESPACE, "release", "board=x", "team=release", 10, None)
     first, second, third = bench.lease(alice), bench.lease(alice), bench.lease(vip)
     bench.release(alice, first)
     assert (bench.holder(second), bench.holder(third)) == (None, "e1")
@@ -79,7 +73,7 @@ def test_priority_comes_before_first_come(bench: QueueBench) -> None:
 def test_policies_limit_who_and_how_long_also_later(bench: QueueBench) -> None:
     alice, mallory = bench.client("alice", team="a"), bench.client("mallory")
     bench.exporter("e1", board="x")
-    bench.database.write_now(admin.set_policy, NAMESPACE, "team-a", "board=x", "team=a", 0, 1000.0)
+    bench.database.write_now(set_policy, NAMESPACE, "team-a", "board=x", "team=a", 0, 1000.0)
     assert bench.reason(bench.lease(mallory)) == "Unsatisfiable=True NoAccess"
     assert bench.reason(bench.lease(alice, duration=1001.0)) == "Unsatisfiable=True NoAccess"
     lease = bench.lease(alice, duration=900.0)
@@ -131,22 +125,6 @@ def test_a_lease_ends_by_itself_and_the_next_begins(bench: QueueBench) -> None:
     bench.at(60)
     assert (bench.reason(first), bench.holder(second)) == ("Ready=False Expired", "e1")
     assert bench.get(second).expires_at == START + 120
-
-
-def test_scheduled_leases_begin_and_end_at_their_time(bench: QueueBench) -> None:
-    alice = bench.client("alice")
-    bench.exporter("e1", board="x")
-    lease = bench.lease(alice, duration=60.0, begin=START + 100)
-    assert bench.get(lease).conditions == []
-    assert bench.deadline == START + 100
-    now = bench.lease(alice, duration=150.0)
-    bench.at(100)
-    assert bench.holder(lease) is None  # a lease that runs is not cut short
-    bench.at(150)
-    assert bench.holder(lease) == "e1"
-    bench.at(160)
-    assert bench.reason(lease) == "Ready=False Expired"  # as long as was asked for, from when it was asked for
-    assert bench.get(now).ended
 
 
 def test_a_lease_that_never_got_an_exporter_ends_too(bench: QueueBench) -> None:
@@ -223,19 +201,59 @@ def test_an_exporter_ends_its_lease(bench: QueueBench) -> None:
     second = bench.lease(alice)
     bench.status(exporter, ExporterStatus.AFTER_LEASE_HOOK, release=True)
     assert bench.reason(second) == "Ready=False Released"
+    released = select(AuditEntry.actor, AuditEntry.lease, AuditEntry.exporter, AuditEntry.client).where(
+        AuditEntry.action == "lease released"
+    )
+    assert bench.database.read_now(lambda tx: [tuple(row) for row in tx.session.execute(released)]) == [
+        ("exporter default/e1", name, "e1", "alice") for name in (lease, second)
+    ]
 
 
-def test_ended_leases_are_kept_for_a_while(bench: QueueBench) -> None:
+def test_ended_leases_and_old_audit_entries_are_kept_for_a_while(bench: QueueBench) -> None:
     alice = bench.client("alice")
     bench.exporter("e1", board="x")
-    lease = bench.lease(alice)
+    lease, kept = bench.lease(alice), bench.lease(alice, duration=10_000.0)
     bench.release(alice, lease)
-    assert bench.deadline == START + 1000
+    bench.policy = replace(bench.policy, audit_retention=2000.0)
+
+    def forget() -> int:
+        bench.database.write_now(retention.forget, bench.policy)
+        return len(bench.database.write_now(lambda tx: tx.session.scalars(select(AuditEntry)).all()))
+
+    entries = forget()
     bench.at(999)
+    forget()
     assert bench.get(lease).ended
     bench.at(1000)
+    assert forget() >= entries
     with pytest.raises(Refused, match="does not exist"):
         bench.get(lease)
+    assert bench.holder(kept) == "e1"
+    bench.at(2001)
+    assert forget() < entries
+
+
+def test_a_long_history_is_forgotten_a_few_at_a_time(bench: QueueBench) -> None:
+    alice = bench.client("alice")
+
+    def history(tx: Transaction) -> None:
+        tx.session.execute(
+            insert(Lease),
+            [
+                {"namespace": NAMESPACE, "name": f"l{i}", "client_id": alice.id, "duration": 1.0, "ended": True}
+                | {"effective_end": START, "created_at": START, "conditions": [], "tags": {}, "context": {}}
+                | {"selector": "a", "allow_disabled": False, "priority": 0}
+                for i in range(1200)
+            ],
+        )
+
+    bench.database.write_now(history)
+    bench.now = START + 5000
+    rounds = 1
+    while bench.database.write_now(retention.forget, bench.policy):
+        rounds += 1
+    assert rounds == 3
+    assert bench.database.write_now(lambda tx: tx.session.scalar(select(func.count()).select_from(Lease))) == 0
 
 
 @pytest.mark.parametrize(
@@ -272,11 +290,11 @@ def test_the_database_itself_refuses_a_second_lease_of_one_exporter(bench: Queue
         )
 
 
-def test_no_double_booking_when_two_controllers_and_many_clients_race(bench: QueueBench, tmp_path: Path) -> None:
+def test_no_double_booking_when_two_controllers_and_many_clients_race(bench: QueueBench, database_url: str) -> None:
     clients = [bench.client(f"c{i}") for i in range(8)]
     for i in range(3):
         bench.exporter(f"e{i}", board="x")
-    second = open_database(tmp_path / "lab.db", clock=lambda: START)
+    second = open_database(database_url, clock=lambda: START)
 
     def take_and_give_back(i: int) -> list[str]:
         database, got = (bench.database, second)[i % 2], []

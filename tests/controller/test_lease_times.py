@@ -35,6 +35,10 @@ def test_two_of_three_say_the_third(given: tuple[Any, Any, Any], times: Times) -
         ((None, 160.0, 100.0), "duration must be positive, got -60s"),
         ((0.0, None, None), "duration must be positive, got 0s"),
         ((1e12, None, None), "duration must be at most"),
+        ((60.0, None, float(-(2**63))), "end_time must be a time from 1970 to 9998"),
+        ((60.0, float(2**63), None), "begin_time must be a time from 1970 to 9998"),
+        ((3e9, 253370764798.0, None), "end_time must be a time from 1970 to 9998"),
+        ((60.0, None, 10.0), "begin_time must be a time from 1970 to 9998"),
     ],
 )
 def test_contradictions(given: tuple[Any, Any, Any], why: str) -> None:

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import ssl
 import statistics
 import time
 
 import grpc
-import pytest
 from controller_harness import LabFiles, run_cli
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -44,9 +44,9 @@ def test_an_exporter_is_told_at_once_and_the_queue_moves_on(lab: LabFiles) -> No
     asyncio.run(body())
 
 
-def test_acquiring_a_free_exporter_takes_less_than_50_ms(lab: LabFiles, record_property: pytest.RecordProperty) -> None:
-    async def body() -> list[float]:
-        took = []
+def test_a_free_exporter_is_told_of_its_lease_at_once_and_not_at_the_next_poll(lab: LabFiles) -> None:
+    async def body() -> tuple[list[float], list[float]]:
+        took, calls = [], []
         async with lab_of(lab) as (_, [exporter], [alice]):
             for _ in range(20):
                 begin = time.perf_counter()
@@ -54,14 +54,16 @@ def test_acquiring_a_free_exporter_takes_less_than_50_ms(lab: LabFiles, record_p
                 while not (await exporter.next()).leased:
                     pass
                 took.append(time.perf_counter() - begin)
+                begin = time.perf_counter()
+                await alice.ask("GetLease", name=lease.name)
+                calls.append(time.perf_counter() - begin)
                 await alice.ask("DeleteLease", name=lease.name)
                 assert not (await exporter.next()).leased
-        return took
+        return took, calls
 
-    median = statistics.median(asyncio.run(body()))
-    record_property("acquire_ms", round(median * 1000, 2))
-    print(f"acquire, until the exporter knows: {median * 1000:.1f} ms")
-    assert median < 0.05
+    took, calls = asyncio.run(body())
+    # `make bench-controller` says how long it takes; here it is compared with a call that only reads.
+    assert statistics.median(took) < 50 * statistics.median(calls)
 
 
 def test_who_may_do_what(lab: LabFiles) -> None:
@@ -161,6 +163,10 @@ def test_lists_have_pages_and_filters(lab: LabFiles) -> None:
             assert await names(alice, "ListLeases", "leases") == made[1:]
             assert await names(alice, "ListLeases", "leases", only_active=False) == made
             assert list((await alice.call("ListLeases")).names) == made[1:]
+            for place in ("9" * 5000, "9" * 19, "-1", "x"):
+                token = base64.urlsafe_b64encode(place.encode()).decode()
+                wrong = await refusal(alice.ask("ListLeases", parent=HOME, page_token=token))
+                assert wrong == ("INVALID_ARGUMENT", "page_token is not one of ours")
 
     asyncio.run(body())
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -18,8 +18,8 @@ from peers import HOME, ExporterPeer, Peer, first, lab_of, refusal, short
 
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.streams.frames import GOAWAY, Frame, decode_frame, encode_frame
-from jumpstarter_controller import identity
 from jumpstarter_controller.errors import Refused
+from jumpstarter_controller.identity import dial
 from jumpstarter_controller.services.listeners import Listener
 from jumpstarter_protocol.jumpstarter.client.v1 import client_pb2
 
@@ -125,6 +125,26 @@ def test_one_end_that_goes_takes_the_other_with_it(lab: LabFiles) -> None:
     asyncio.run(body())
 
 
+def test_an_end_that_comes_after_the_other_has_gone_is_told_at_once(lab: LabFiles) -> None:
+    async def body() -> None:
+        async with lab_of(lab) as (running, [exporter], [alice]):
+            name, listen = await _leased(exporter, alice)
+            mine, theirs = await _dial(alice, name, listen)
+            async with alice.tunnel(mine):
+                await _until(lambda: running.router.waiting_ends == 1)
+            await _until(lambda: running.router.waiting_ends == 0)
+            async with exporter.tunnel(theirs) as far:
+                assert await _ended(far) == ("UNAVAILABLE", "the client has gone")
+
+    asyncio.run(body())
+
+
+async def _until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():
+            await asyncio.sleep(0.005)
+
+
 def test_dial_tokens_are_good_once_for_one_role(lab: LabFiles) -> None:
     async def body() -> None:
         async with lab_of(lab) as (_, [exporter], [alice]):
@@ -149,7 +169,7 @@ def test_dial_tokens_are_good_once_for_one_role(lab: LabFiles) -> None:
 
 
 def test_an_end_whose_peer_does_not_come_is_not_kept(lab: LabFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(identity, "DIAL_SECONDS", 0.5)
+    monkeypatch.setattr(dial, "DIAL_SECONDS", 0.5)
 
     async def body() -> None:
         async with lab_of(lab) as (_, [exporter], [alice]):
@@ -211,7 +231,7 @@ def test_a_dial_waits_for_the_exporter_instead_of_failing(lab: LabFiles) -> None
 
 
 def test_a_dial_says_what_is_missing_when_it_has_waited(lab: LabFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("jumpstarter_controller.services.controller._DIAL_WAIT", 0.1)
+    monkeypatch.setattr("jumpstarter_controller.services.dialing._DIAL_WAIT", 0.1)
 
     async def body() -> None:
         async with lab_of(lab) as (_, [exporter], [alice]):

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
@@ -12,14 +14,26 @@ from sqlalchemy.orm import Session
 from jumpstarter.common.selectors import Selector, parse_selector
 from jumpstarter_controller.state.models import Policy
 
-__all__ = ["AccessRules"]
+__all__ = ["AccessRules", "Grant"]
+
+
+class Grant(NamedTuple):
+    """By what right a client may have an exporter. spot: only until somebody needs it who may have more."""
+
+    priority: int
+    spot: bool
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Grants sort by it, the best first."""
+        return (self.spot, -self.priority)
 
 
 @dataclass(frozen=True)
 class _Rule:
     exporters: Selector
     clients: Selector
-    priority: int
+    grant: Grant
     maximum_duration: float | None
     description: str
 
@@ -28,36 +42,45 @@ class AccessRules:
     """The policies of one namespace. Without any, every client may lease every exporter."""
 
     def __init__(self, policies: Iterable[Policy]) -> None:
+        policies = list(policies)
         self._rules = [
             _Rule(
                 parse_selector(policy.exporters),
                 parse_selector(rule.get("clients", "")),
-                rule.get("priority", 0),
+                Grant(rule.get("priority", 0), bool(rule.get("spot", False))),
                 rule.get("maximum_duration"),
                 rule.get("description") or policy.name,
             )
             for policy in policies
             for rule in policy.rules
         ]
-        self._open = not self._rules
+        self._open = not policies
+        self._limits = sorted({rule.maximum_duration for rule in self._rules if rule.maximum_duration is not None})
 
     @classmethod
     def of(cls, session: Session, namespace: str) -> AccessRules:
         """Read them."""
         return cls(session.scalars(select(Policy).where(Policy.namespace == namespace)))
 
-    def priority(self, exporter: Mapping[str, str], client: Mapping[str, str], duration: float) -> int | None:
-        """The best priority that a rule grants these labels for this many seconds; None when no rule does."""
+    def length_class(self, duration: float) -> int:
+        """A small number: durations with the same one are treated alike by every rule."""
+        return bisect_left(self._limits, duration)
+
+    def grant(self, exporter: Mapping[str, str], client: Mapping[str, str], duration: float) -> Grant | None:
+        """The best that a rule grants these labels for this many seconds; None when no rule does."""
         if self._open:
-            return 0
-        granted = [
-            rule.priority
-            for rule in self._rules
-            if (rule.maximum_duration is None or duration <= rule.maximum_duration)
-            and rule.exporters.matches(exporter)
-            and rule.clients.matches(client)
-        ]
-        return max(granted, default=None)
+            return Grant(0, False)
+        return min(
+            (
+                rule.grant
+                for rule in self._rules
+                if (rule.maximum_duration is None or duration <= rule.maximum_duration)
+                and rule.exporters.matches(exporter)
+                and rule.clients.matches(client)
+            ),
+            key=lambda grant: grant.order,
+            default=None,
+        )
 
     def why_not(self, exporters: Iterable[Mapping[str, str]], client: Mapping[str, str]) -> str:
         """For a message: the descriptions of the rules for these exporters that do not let this client in."""

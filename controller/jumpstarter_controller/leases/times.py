@@ -7,6 +7,7 @@ the end. All in seconds (since 1970 UTC).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from jumpstarter_controller.errors import invalid
@@ -17,6 +18,8 @@ __all__ = ["Times", "change_times", "expiry", "resolve_times"]
 _SAME = 0.001
 #: A century: a number that a clock can still be added to.
 _LONGEST = 100 * 366 * 86400.0
+#: The end of the year 9998: what comes later cannot be written as a time any more.
+_LATEST = 253370764799.0
 
 
 class Times(NamedTuple):
@@ -29,6 +32,8 @@ class Times(NamedTuple):
 
 def resolve_times(duration: float | None, begin: float | None, end: float | None) -> Times:
     """What the given values say together. Raises INVALID_ARGUMENT when they say nothing or contradict themselves."""
+    _check_time("begin_time", begin)
+    _check_time("end_time", end)
     if duration is None and (begin is None or end is None):
         raise invalid("duration is required (must specify Duration, or both BeginTime and EndTime)")
     if begin is not None and end is not None:
@@ -47,7 +52,14 @@ def resolve_times(duration: float | None, begin: float | None, end: float | None
         end = begin + duration
     elif end is not None:
         begin = end - duration
+    _check_time("begin_time", begin)
+    _check_time("end_time", end)
     return Times(duration, begin, end)
+
+
+def _check_time(field: str, value: float | None) -> None:
+    if value is not None and not 0 <= value <= _LATEST:
+        raise invalid(f"{field} must be a time from 1970 to 9998, got {value:g}s since 1970")
 
 
 def change_times(
@@ -57,11 +69,15 @@ def change_times(
     duration: float | None = None,
     begin: float | None = None,
     end: float | None = None,
+    clear: Collection[str] = (),
 ) -> Times:
     """The times after an update that gives the named values; the others follow. acquired: when it was, if it was.
 
     A duration alone moves the end; an end alone changes the duration of a lease that has begun or is scheduled.
+    clear: "begin" lets it begin as soon as it can; "end" lets it run for its duration.
     """
+    if "begin" in clear and begin is None or "end" in clear and acquired is not None:
+        old = Times(old.duration, None, None)
     started = begin if begin is not None else old.begin
     if end is None:
         if old.begin is None and begin is None:

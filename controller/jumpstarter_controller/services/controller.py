@@ -4,26 +4,28 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
 
 import grpc
 from sqlalchemy import select
 
-from jumpstarter.common.enums import ExporterStatus
-from jumpstarter_controller import exporters
-from jumpstarter_controller.errors import Refused, failed_precondition, permission_denied
+from jumpstarter_controller import exporters, handover
+from jumpstarter_controller.errors import Refused
 from jumpstarter_controller.identity import Caller, Identity
 from jumpstarter_controller.lab import Lab
 from jumpstarter_controller.leases.requests import (
     LeaseRequest,
     create_lease,
-    find_lease,
     find_own_lease,
     release_lease,
 )
 from jumpstarter_controller.leases.schedule import exporter_topic, lease_topic
+from jumpstarter_controller.routers import Routers
 from jumpstarter_controller.services.credentials import authenticate
-from jumpstarter_controller.services.listeners import Listeners, listener_topic
+from jumpstarter_controller.services.dialing import Dialer
+from jumpstarter_controller.services.listeners import Invitation, Listener, Listeners, backlog_full
 from jumpstarter_controller.services.messages import (
     conditions_message,
     duration_message,
@@ -38,21 +40,17 @@ from jumpstarter_protocol.jumpstarter.v1 import jumpstarter_pb2
 
 __all__ = ["ControllerService"]
 
-#: Seconds that a dial waits for an exporter that is still getting ready.
-_DIAL_WAIT = 30.0
-_FAILED = {ExporterStatus.BEFORE_LEASE_HOOK_FAILED.value, ExporterStatus.AFTER_LEASE_HOOK_FAILED.value}
+logger = logging.getLogger(__name__)
 
 
 class ControllerService:
-    """The service. router_endpoint: host:port that both ends of a tunnel connect to."""
+    """The service. routers: hands out tokens of new tunnels."""
 
-    def __init__(self, lab: Lab, identity: Identity, router_endpoint: str) -> None:
+    def __init__(self, lab: Lab, identity: Identity, routers: Routers) -> None:
         self._lab = lab
         self._identity = identity
-        self._router_endpoint = router_endpoint
-        self._listeners = Listeners(lab.bus)
-        #: The newest Status stream of each exporter: only its end means that the exporter is gone.
-        self._status_streams: dict[str, object] = {}
+        self._listeners = Listeners()
+        self._dialer = Dialer(lab, routers, self._listeners)
 
     # --- exporters ----------------------------------------------------------------------------------------------
 
@@ -60,7 +58,12 @@ class ControllerService:
         """An exporter announces itself and its drivers."""
         caller = await authenticate(self._identity, context, "exporter")
         devices = [
-            {"uuid": r.uuid, "parent": r.parent_uuid if r.HasField("parent_uuid") else None, "labels": dict(r.labels)}
+            {
+                "uuid": r.uuid,
+                "parent": r.parent_uuid if r.HasField("parent_uuid") else None,
+                "labels": dict(r.labels),
+                "description": r.description,
+            }
             for r in request.reports
         ]
         uuid = await self._lab.change(exporters.register, caller, dict(request.labels), devices)
@@ -79,15 +82,20 @@ class ControllerService:
         return jumpstarter_pb2.ReportStatusResponse()
 
     async def status(self, _: Any, context: Any) -> None:
-        """Tell an exporter who holds it, now and whenever that changes."""
+        """Tell an exporter who holds it, now and whenever that changes. An outage of the database changes nothing."""
         caller = await authenticate(self._identity, context, "exporter")
-        stream = self._status_streams[caller.id] = object()
+        streams = self._lab.status_streams
+        stream = streams[caller.id] = object()
         last: exporters.Assignment | None = None
         try:
             with self._lab.bus.subscribe(exporter_topic(caller.id)) as subscription:
-                await self._lab.change(exporters.connected, caller)
+                await self._lab.change(exporters.connected, caller, self._lab.replica)
                 while True:
-                    now = await self._lab.database.read(exporters.assignment, caller)
+                    now, home = await self._lab.database.patient_read(_view, caller)
+                    if streams.get(caller.id) is not stream or home not in (None, self._lab.replica):
+                        # Whoever came later is the exporter; two of them would fight for the device.
+                        text = f"superseded: another process has registered as {caller}"
+                        raise Refused(grpc.StatusCode.ABORTED, text)
                     if now != last:
                         if last is not None and last.lease and now.lease and last.lease != now.lease:
                             # The exporter must see the end of the lease that it missed.
@@ -103,72 +111,58 @@ class ControllerService:
                         )
                     await subscription.changed()
         finally:
-            if self._status_streams.get(caller.id) is stream:
-                del self._status_streams[caller.id]
-                await self._lab.change(exporters.disconnected, caller)
+            if streams.get(caller.id) is stream:
+                del streams[caller.id]
+                await self._lab.disconnected(caller)
 
     async def listen(self, request: Any, context: Any) -> None:
         """Tell an exporter of every client that dials, while it holds the lease."""
         caller = await authenticate(self._identity, context, "exporter")
         name = request.lease_name
-        await self._lab.database.read(_check_listener, caller, name)
+        await self._lab.database.read(handover.check_listener, caller, name)
         with self._listeners.listening(caller.namespace, name) as listener:
-            guard = asyncio.create_task(self._close_with_lease(caller, name, listener.close))
+            attendant = asyncio.create_task(self._attend(caller, name, listener))
             try:
-                async for token in listener.dials():
-                    await context.write(
-                        jumpstarter_pb2.ListenResponse(router_endpoint=self._router_endpoint, router_token=token)
-                    )
+                await self._lab.database.write(handover.begin_listening, caller, name, listener.session)
+                async for endpoint, token in listener.dials():
+                    await context.write(jumpstarter_pb2.ListenResponse(router_endpoint=endpoint, router_token=token))
             finally:
-                guard.cancel()
-                await asyncio.gather(guard, return_exceptions=True)
+                attendant.cancel()
+                await asyncio.gather(attendant, return_exceptions=True)
 
-    async def _close_with_lease(self, caller: Caller, name: str, close: Any) -> None:
-        with self._lab.bus.subscribe(lease_topic(caller.namespace, name)) as subscription:
-            try:
+    async def _attend(self, caller: Caller, name: str, listener: Listener) -> None:
+        """Take the dials that other controllers hand over; close the listener when it does not count any more."""
+        database, session = self._lab.database, listener.session
+        topics = [
+            lease_topic(caller.namespace, name),
+            handover.listener_topic(caller.namespace, name),
+            handover.dials_topic(session),
+        ]
+        try:
+            with self._lab.bus.subscribe(*topics) as subscription:
                 while True:
-                    await self._lab.database.read(_check_listener, caller, name)
-                    await subscription.changed()
-            except Refused:
-                close()
+                    await subscription.changed()  # the first time, by this very stream
+                    if await database.patient_read(handover.attend, caller, name, session):
+                        refusal = backlog_full().message
+                        dials = await database.patient_write(handover.take, session, listener.room, refusal)
+                        for endpoint, token in dials:
+                            listener.dial(Invitation(endpoint, token))
+        except Refused as refused:
+            logger.debug("Listen of %s ends: %s", caller, refused)
+        except Exception:
+            logger.exception("Listen of %s for lease %s failed", caller, name)
+        finally:
+            listener.close()
 
     # --- tunnels ------------------------------------------------------------------------------------------------
 
     async def dial(self, request: Any, context: Any) -> jumpstarter_pb2.DialResponse:
         """Open a tunnel to the exporter of the caller's lease; waits a while for an exporter that gets ready."""
         caller = await authenticate(self._identity, context, "client")
-        name = request.lease_name
-        lease = await self._lab.database.read(find_own_lease, caller, name)
-        topics = [lease_topic(caller.namespace, name), listener_topic(caller.namespace, name)]
-        if lease.exporter_id is not None:
-            topics.append(exporter_topic(lease.exporter_id))
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + _DIAL_WAIT
-        with self._lab.bus.subscribe(*topics) as subscription:
-            while (reason := await self._not_yet(caller, name)) is not None:
-                try:
-                    async with asyncio.timeout_at(deadline):
-                        await subscription.changed()
-                except TimeoutError:
-                    raise reason from None
-        listener = self._listeners.get(caller.namespace, name)
-        if listener is None:
-            raise _not_listening(name)
-        tokens = await self._lab.database.read(
-            lambda tx: self._identity.dial_tokens(tx, caller.namespace, name, caller.id)
-        )
-        listener.dial(tokens["exporter"])
-        return jumpstarter_pb2.DialResponse(
-            router_endpoint=self._router_endpoint,
-            router_token=tokens["client"],
-        )
-
-    async def _not_yet(self, caller: Caller, name: str) -> Refused | None:
-        """Why the exporter cannot be reached yet. Raises `Refused` when waiting does not help."""
-        status = await self._lab.database.read(_status_for_dial, caller, name)
-        if status is ExporterStatus.AVAILABLE:
-            return failed_precondition("exporter is not ready (status: Available)")
-        return _not_listening(name) if self._listeners.get(caller.namespace, name) is None else None
+        begin = time.perf_counter()
+        endpoint, token = await self._dialer.dial(caller, request.lease_name)
+        self._lab.database.measure("dial", time.perf_counter() - begin)
+        return jumpstarter_pb2.DialResponse(router_endpoint=endpoint, router_token=token)
 
     # --- older calls of clients ---------------------------------------------------------------------------------
 
@@ -215,34 +209,13 @@ class ControllerService:
         return jumpstarter_pb2.GetServiceEndpointsResponse()
 
 
-def _not_listening(name: str) -> Refused:
-    return Refused(grpc.StatusCode.UNAVAILABLE, f"exporter is not listening on lease {name}")
-
-
-def _check_listener(tx: Transaction, caller: Caller, name: str) -> None:
-    lease = find_lease(tx, caller.namespace, name)
-    if lease.exporter_id != caller.id:
-        raise permission_denied(f"permission denied: lease {name} is not held by {caller}")
-    if lease.ended:
-        raise failed_precondition(f"lease {name} has ended")
-
-
-def _status_for_dial(tx: Transaction, caller: Caller, name: str) -> ExporterStatus:
-    lease = find_own_lease(tx, caller, name)
-    if lease.ended:
-        raise failed_precondition(f"lease {name} has ended")
-    exporter: Exporter | None = lease.exporter
-    if exporter is None:
-        raise failed_precondition(f"lease not active: {name} waits for an exporter")
-    if not exporter.online or exporter.status == ExporterStatus.OFFLINE.value:
-        raise failed_precondition("exporter is offline")
-    status = ExporterStatus.from_proto(exporter.status)
-    if exporter.status in _FAILED:
-        word = "".join(part.capitalize() for part in status.name.split("_"))
-        raise failed_precondition(f"exporter cannot be used (status: {word}): {exporter.status_message}")
-    return status
+def _view(tx: Transaction, caller: Caller) -> tuple[exporters.Assignment, str | None]:
+    """Who holds the exporter, and the controller that it is connected to."""
+    exporter = tx.session.get(Exporter, caller.id)
+    home = exporter.replica if exporter is not None and exporter.connected else None
+    return exporters.assignment(tx, caller), home
 
 
 def _active_names(tx: Transaction, caller: Caller) -> list[str]:
-    names = select(Lease.name).where(Lease.client_id == caller.id, Lease.ended.is_(False)).order_by(Lease.sequence)
+    names = select(Lease.name).where(Lease.client_id == caller.id, ~Lease.ended).order_by(Lease.sequence)
     return list(tx.session.scalars(names))

@@ -1,57 +1,68 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Exporters that wait for clients to dial, by lease."""
+"""Exporters that wait for clients to dial, by lease: those whose Listen stream is at this controller."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
+from uuid import uuid4
 
 import grpc
 
 from jumpstarter_controller.errors import Refused
-from jumpstarter_controller.state.bus import Bus
 
-__all__ = ["Listener", "Listeners", "listener_topic"]
+__all__ = ["Invitation", "Listener", "Listeners", "backlog_full"]
 
 #: Dials that may wait for an exporter that is slow to take them.
 _BACKLOG = 8
 
 
-def listener_topic(namespace: str, lease: str) -> str:
-    """Bus topic: somebody listens for this lease."""
-    return f"listener/{namespace}/{lease}"
+class Invitation(NamedTuple):
+    """What an exporter is told of a new tunnel. endpoint: of the router."""
+
+    endpoint: str
+    token: str
+
+
+def backlog_full() -> Refused:
+    """RESOURCE_EXHAUSTED."""
+    return Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, f"the exporter has {_BACKLOG} dials to answer; try again later")
 
 
 class Listener:
-    """One Listen stream."""
+    """One Listen stream. session: its name, unique over all controllers."""
 
     def __init__(self) -> None:
-        self._dials: asyncio.Queue[str | None] = asyncio.Queue()
+        self.session = uuid4().hex
+        self._dials: asyncio.Queue[Invitation | None] = asyncio.Queue()
 
-    def dial(self, token: str) -> None:
-        """Hand over the exporter's token of a new tunnel. Raises RESOURCE_EXHAUSTED."""
-        if self._dials.qsize() >= _BACKLOG:
-            raise Refused(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"the exporter has {_BACKLOG} dials to answer; try again later"
-            )
-        self._dials.put_nowait(token)
+    @property
+    def room(self) -> int:
+        """How many more dials it takes."""
+        return max(0, _BACKLOG - self._dials.qsize())
+
+    def dial(self, invitation: Invitation) -> None:
+        """Hand over a new tunnel. Raises RESOURCE_EXHAUSTED."""
+        if not self.room:
+            raise backlog_full()
+        self._dials.put_nowait(invitation)
 
     def close(self) -> None:
         """No more dials: the stream ends after those that wait."""
         self._dials.put_nowait(None)
 
-    async def dials(self) -> AsyncIterator[str]:
-        """The tokens, until closed."""
-        while (token := await self._dials.get()) is not None:
-            yield token
+    async def dials(self) -> AsyncIterator[Invitation]:
+        """The tunnels, until closed."""
+        while (invitation := await self._dials.get()) is not None:
+            yield invitation
 
 
 class Listeners:
-    """The listener of each lease; a new one takes the place of the old."""
+    """The listener of each lease at this controller; a new one takes the place of the old."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self) -> None:
         self._by_lease: dict[tuple[str, str], Listener] = {}
 
     def get(self, namespace: str, lease: str) -> Listener | None:
@@ -66,7 +77,6 @@ class Listeners:
         self._by_lease[key] = listener
         if old is not None:
             old.close()
-        self._bus.publish([listener_topic(namespace, lease)])
         try:
             yield listener
         finally:

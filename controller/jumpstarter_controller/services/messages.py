@@ -3,20 +3,35 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from sqlalchemy import Select
 
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.selectors import Operator, Requirement, Selector, SelectorError, parse_selector, requirement
 from jumpstarter_controller.errors import invalid, permission_denied
 from jumpstarter_controller.identity import Caller
+from jumpstarter_controller.leases.requests import LeaseRequest
+from jumpstarter_controller.selectors import check_size, read_selector
+from jumpstarter_controller.state.database import Transaction
 from jumpstarter_controller.state.models import Exporter, Lease
 from jumpstarter_protocol.jumpstarter.client.v1 import client_pb2
 from jumpstarter_protocol.jumpstarter.v1 import kubernetes_pb2
 
 __all__ = [
+    "number_place",
+    "page_token",
+    "place_token",
+    "read_page",
+    "selector_of",
+    "lease_request",
+    "LabelViews",
     "check_parent",
     "conditions_message",
     "duration_message",
@@ -29,6 +44,9 @@ __all__ = [
     "time_message",
     "time_of",
 ]
+
+#: Entries of a page when the client does not say, and at most.
+_PAGE, _MAX_PAGE = 100, 1000
 
 _OPERATORS = {
     "In": Operator.IN,
@@ -102,7 +120,26 @@ def conditions_message(conditions: list[dict[str, Any]]) -> list[kubernetes_pb2.
     return found
 
 
-def lease_message(lease: Lease, now: float) -> client_pb2.Lease:
+@dataclass(frozen=True)
+class LabelViews:
+    """Labels that clients are not shown unless they ask: hidden ones, and deprecated ones with what to use instead."""
+
+    hidden: frozenset[str] = frozenset()
+    deprecated: Mapping[str, str] = field(default_factory=dict)
+
+    def shown(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """Without those."""
+        return {k: v for k, v in labels.items() if k not in self.hidden and k not in self.deprecated}
+
+    def warnings(self, keys: Iterable[str]) -> dict[str, str]:
+        """The deprecated ones among ``keys``, and what is said about them."""
+        return {key: self.deprecated[key] for key in keys if key in self.deprecated}
+
+
+_EVERYTHING = LabelViews()
+
+
+def lease_message(lease: Lease, now: float, labels: LabelViews = _EVERYTHING) -> client_pb2.Lease:
     """A lease as ClientService tells it."""
     home = f"namespaces/{lease.namespace}"
     message = client_pb2.Lease(
@@ -123,22 +160,84 @@ def lease_message(lease: Lease, now: float) -> client_pb2.Lease:
     if lease.effective_begin is not None:
         end = lease.effective_end if lease.effective_end is not None else now
         message.effective_duration.CopyFrom(duration_message(max(0.0, end - lease.effective_begin)) or Duration())
+    if labels.deprecated and lease.selector:
+        used = (requirement.key for requirement in parse_selector(lease.selector).requirements)
+        message.deprecated_labels.update(labels.warnings(used))
     if lease.exporter is not None:
         message.exporter = f"{home}/exporters/{lease.exporter.name}"
     return message
 
 
-def exporter_message(exporter: Exporter) -> client_pb2.Exporter:
+def exporter_message(
+    exporter: Exporter, labels: LabelViews = _EVERYTHING, show_hidden: bool = False
+) -> client_pb2.Exporter:
     """An exporter as ClientService tells it."""
+    all_labels = exporter.all_labels
     message = client_pb2.Exporter(
         name=f"namespaces/{exporter.namespace}/exporters/{exporter.name}",
-        labels=exporter.all_labels,
+        labels=all_labels if show_hidden else labels.shown(all_labels),
+        deprecated_labels=labels.warnings(all_labels),
         online=exporter.online,
         status_message=exporter.status_message,
         enabled=exporter.enabled,
     )
     message.status = ExporterStatus(exporter.status).to_proto()
     return message
+
+
+def lease_request(request: Any, **more: Any) -> LeaseRequest:
+    """What a CreateLeaseRequest of either service asks for; ``more`` are fields that the older one does not have."""
+    lease = request.lease
+    return LeaseRequest(
+        name=request.lease_id,
+        selector=lease.selector,
+        exporter_name=lease.exporter_name or None,
+        duration=time_of(lease, "duration"),
+        begin=time_of(lease, "begin_time"),
+        end=time_of(lease, "end_time"),
+        tags=dict(lease.tags),
+        context=dict(lease.context),
+        allow_disabled=lease.allow_disabled,
+        **more,
+    )
+
+
+def selector_of(field: str, text: str) -> Selector:
+    """A selector in field ``field`` of a request. Raises INVALID_ARGUMENT."""
+    return read_selector(text, f"invalid {field}")
+
+
+def read_page(tx: Transaction, query: Select[Any], matches: Callable[[Any], bool], size: int) -> tuple[list[Any], bool]:
+    """The first ``size`` rows that match, and whether there are more."""
+    size = min(size if size > 0 else _PAGE, _MAX_PAGE)
+    found: list[Any] = []
+    for row in tx.session.scalars(query.execution_options(yield_per=size + 1)):
+        if matches(row):
+            if len(found) == size:
+                return found, True
+            found.append(row)
+    return found, False
+
+
+def place_token(place: str) -> str:
+    """The page token for what comes after ``place``."""
+    return base64.urlsafe_b64encode(place.encode()).decode()
+
+
+def page_token(text: str) -> str:
+    """The place that a page token stands for; "" for the beginning. Raises INVALID_ARGUMENT."""
+    try:
+        return base64.b64decode(text.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        raise invalid("page_token is not one of ours") from None
+
+
+def number_place(token: str) -> int | None:
+    """The number that a page token stands for; None for the beginning. Raises INVALID_ARGUMENT."""
+    place = page_token(token)
+    if place and not (place.isascii() and place.isdigit() and len(place) < 19):
+        raise invalid("page_token is not one of ours")
+    return int(place) if place else None
 
 
 def selector_from_message(message: kubernetes_pb2.LabelSelector) -> str:
@@ -150,7 +249,9 @@ def selector_from_message(message: kubernetes_pb2.LabelSelector) -> str:
             if item.operator not in _OPERATORS:
                 raise invalid(f"selector: operator {item.operator} is none of {', '.join(_OPERATORS)}")
             found.append(requirement(item.key, _OPERATORS[item.operator], item.values))
-        return str(Selector(tuple(found)).canonical())
+        text = str(Selector(tuple(found)).canonical())
+        check_size(text)
+        return text
     except SelectorError as error:
         raise invalid(str(error)) from error
 

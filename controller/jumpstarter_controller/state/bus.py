@@ -12,7 +12,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-__all__ = ["Bus", "LocalBus", "Subscription"]
+__all__ = ["LAB_TOPIC", "Bus", "LocalBus", "Subscription"]
+
+#: Somebody has changed the state without a pass over the queue, or a replica has gone: run one.
+LAB_TOPIC = "lab"
 
 
 class Subscription:
@@ -25,6 +28,12 @@ class Subscription:
         """Something has changed."""
         self._changed.set()
 
+    def take(self) -> bool:
+        """Whether something has changed since the last look, without waiting."""
+        changed = self._changed.is_set()
+        self._changed.clear()
+        return changed
+
     async def changed(self) -> None:
         """Return when something has changed since the last return."""
         await self._changed.wait()
@@ -34,11 +43,14 @@ class Subscription:
 class Bus(Protocol):
     """Carries changes from those who make them to those who wait, on the event loop of this process.
 
-    Between several controllers on one PostgreSQL the same two methods stand on NOTIFY and LISTEN.
+    `state.notifications` does so between the controllers of one PostgreSQL database as well.
     """
 
     def publish(self, topics: Iterable[str]) -> None:
-        """Wake every subscriber of these topics."""
+        """Wake every subscriber of these topics in this process."""
+
+    def publish_all(self) -> None:
+        """Wake every subscriber in this process: what has happened is not known."""
 
     def subscribe(self, *topics: str) -> AbstractContextManager[Subscription]:
         """Context: a subscription to these topics."""
@@ -54,6 +66,12 @@ class LocalBus:
         """Wake every subscriber of these topics."""
         for topic in topics:
             for subscriber in self._subscribers.get(topic, ()):
+                subscriber.wake()
+
+    def publish_all(self) -> None:
+        """Wake every subscriber."""
+        for subscribers in self._subscribers.values():
+            for subscriber in subscribers:
                 subscriber.wake()
 
     @contextmanager
