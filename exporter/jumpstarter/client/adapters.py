@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from jumpstarter.streams.sockets import SocketStream
+from jumpstarter.streams.sockets import accept as accept_connection
 
 if TYPE_CHECKING:
     import fabric
@@ -93,7 +94,7 @@ async def forward_listener(listener: socket.socket, open_stream: OpenStream, wha
     async def accept() -> None:
         while True:
             try:
-                sock, _ = await loop.sock_accept(listener)
+                sock = await accept_connection(listener)
             except ConnectionAbortedError:
                 continue
             except OSError as error:

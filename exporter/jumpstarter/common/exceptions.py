@@ -12,8 +12,10 @@ from typing import Any
 
 __all__ = [
     "ArgumentError",
+    "AuthenticationError",
     "ConfigurationError",
     "ConnectionError",
+    "ControllerError",
     "DriverError",
     "DriverInvalidArgument",
     "DriverMethodNotImplemented",
@@ -39,6 +41,9 @@ class JumpstarterException(Exception):
     already contains it. A client configuration may ride along (`set_config`), so that whoever handles an expired
     token knows which identity to log in again.
     """
+
+    #: Name of the gRPC status that the peer answered with ("NOT_FOUND"), where one did.
+    code: str | None = None
 
     def __init__(self, message: str = "", *args: object) -> None:
         super().__init__(message, *args)
@@ -72,7 +77,7 @@ class ConnectionError(JumpstarterException):
 
 
 class ExporterOfflineError(ConnectionError):
-    """The exporter is known but not serving, or its beforeLease hook failed."""
+    """The exporter is known but not serving, or its beforeLease hook failed. code: name of its status."""
 
 
 class ExporterUnreachableError(JumpstarterException):
@@ -81,6 +86,28 @@ class ExporterUnreachableError(JumpstarterException):
 
 class ExporterRefusedError(ConnectionError):
     """The exporter answers, and does not let us in: the passphrase is missing or wrong."""
+
+
+class ReauthenticationFailed(JumpstarterException):
+    """The token is no longer valid and a new one could not be obtained."""
+
+
+class AuthenticationError(ConnectionError, ReauthenticationFailed):
+    """The controller does not accept our token: it is missing, expired, revoked, or from somebody else."""
+
+
+class ControllerError(JumpstarterException):
+    """The controller answered, and refused what was asked for.
+
+    code: name of the gRPC status ("NOT_FOUND"). details: the controller's own message, without what we added.
+    """
+
+    code: str
+
+    def __init__(self, message: str = "", *args: object, code: str = "", details: str = "") -> None:
+        super().__init__(message, *args)
+        self.code = code
+        self.details = details or message
 
 
 class ConfigurationError(JumpstarterException):
@@ -93,10 +120,6 @@ class ArgumentError(JumpstarterException):
 
 class FileNotFoundError(JumpstarterException, builtins.FileNotFoundError):
     """A file of this package (a configuration, mostly) does not exist."""
-
-
-class ReauthenticationFailed(JumpstarterException):
-    """The token is no longer valid and a new one could not be obtained."""
 
 
 class EnvironmentVariableNotSetError(JumpstarterException):
@@ -114,8 +137,15 @@ class MissingDriverError(JumpstarterException):
         self.class_path = class_path
 
 
-class LeaseError(JumpstarterException):
-    """A lease cannot be had: unsatisfiable, invalid, owned by somebody else, ended, or not granted in time."""
+class LeaseError(ControllerError):
+    """A lease cannot be had: unsatisfiable, invalid, owned by somebody else, ended, or not granted in time.
+
+    state: of the lease ("pending", "ended", "unsatisfiable", "invalid"), "" when that is not the reason.
+    """
+
+    def __init__(self, message: str = "", *args: object, code: str = "", details: str = "", state: str = "") -> None:
+        super().__init__(message, *args, code=code, details=details)
+        self.state = state
 
 
 class DriverNotFound(JumpstarterException):
@@ -136,6 +166,8 @@ class DriverError(JumpstarterException):
     code: name of the gRPC status ("INTERNAL"), "" when unknown. driver: path of the driver ("qemu.power"), "" for the
     root. method: exported method that was called. details: the driver's own message, without what we added.
     """
+
+    code: str
 
     def __init__(
         self,

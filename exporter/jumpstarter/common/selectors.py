@@ -20,7 +20,7 @@ _MAX_NAME = 63
 _MAX_PREFIX = 253
 _NAME = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _PREFIX = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_TOKEN = re.compile(r"\s*(?:(==|!=|[=!,()<>])|([^\s=!,()<>]+))")
+_TOKEN = re.compile(r"(==|!=|[=!,()<>])|([^\s=!,()<>]+)")
 
 
 class SelectorError(ArgumentError):

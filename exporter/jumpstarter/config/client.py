@@ -15,17 +15,25 @@ file's values.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NoReturn, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from jumpstarter.common.exceptions import ConfigurationError, FileNotFoundError, LeaseError
+from jumpstarter.common.exceptions import ConfigurationError, FileNotFoundError
 from jumpstarter.config import env
 from jumpstarter.config.common import ConfigFile, Model, ObjectMeta
 from jumpstarter.config.files import SUFFIX, aliases, check_alias, config_home, write_private
 from jumpstarter.config.tls import TLSConfigV1Alpha1
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
+
+    from jumpstarter.client.controller import ControllerClient
+    from jumpstarter.client.leased import Lease, Seconds
 
 __all__ = [
     "ClientConfigV1Alpha1",
@@ -225,10 +233,131 @@ class ClientConfigV1Alpha1(ConfigFile):
 
     # --- leases ------------------------------------------------------------------------------------------------
 
-    def lease(self, selector: str | None = None, **_: Any) -> NoReturn:
-        """Lease an exporter from the controller. Raises `LeaseError`: this version has no controller client."""
-        raise LeaseError(
-            f'cannot lease "{selector or "any exporter"}" from {self.endpoint or "a controller"}: this version of '
-            "jumpstarter-lab has no controller client; use an exporter's endpoint (`jmp shell --tls-grpc`) or a "
-            "local exporter configuration (`jmp shell --exporter-config`)"
+    def lease(
+        self,
+        selector: str | None = None,
+        exporter_name: str | None = None,
+        lease_name: str | None = None,
+        duration: Seconds | None = timedelta(minutes=30),
+        **options: Any,
+    ) -> AbstractContextManager[Lease]:
+        """Context for blocking code: a leased exporter.
+
+        selector, exporter_name: which one. lease_name (or JMP_LEASE): a lease that exists; it is not given back.
+        duration: the most it may last, None for as long as the context. options: acquisition_timeout, dial_timeout
+        (seconds; by default those of this configuration), tags, context. Raises LeaseError and others, as
+        `jumpstarter.client.lease.hold_lease` does.
+
+        with config.lease(selector="board=rpi4") as lease, lease.connect() as client:
+            client.power.on()
+        """
+        from jumpstarter.client.leased import lease
+
+        return lease(self, selector, exporter_name, lease_name, duration, **options)
+
+    def lease_async(
+        self,
+        selector: str | None = None,
+        exporter_name: str | None = None,
+        lease_name: str | None = None,
+        duration: Seconds | None = timedelta(minutes=30),
+        portal: BlockingPortal | None = None,
+        **options: Any,
+    ) -> AbstractAsyncContextManager[Lease]:
+        """As `lease`, for code in an event loop.
+
+        portal: of this loop, for the blocking methods of driver clients.
+        """
+        from jumpstarter.client.leased import lease_async
+
+        return lease_async(self, selector, exporter_name, lease_name, duration, portal, **options)
+
+    # Each of these asks the controller. Blocking code gets the answer, code in an event loop a coroutine to await.
+
+    def _ask(self, question: Callable[[ControllerClient], Awaitable[Any]]) -> Any:
+        import asyncio  # most commands read configurations and ask nobody
+
+        async def ask() -> Any:
+            from jumpstarter.client.controller import connect_controller
+
+            async with connect_controller(self) as controller:
+                return await question(controller)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(ask())
+        return ask()
+
+    def get_exporter(self, name: str) -> Any:
+        """An exporter (`ExporterInfo`)."""
+        return self._ask(lambda controller: controller.get_exporter(name))
+
+    def list_exporters(self, filter: str | None = None, *, show_hidden_labels: bool = False) -> Any:
+        """The exporters whose labels match (list of `ExporterInfo`)."""
+        return self._ask(
+            lambda controller: controller.list_exporters(filter or "", show_hidden_labels=show_hidden_labels)
         )
+
+    def create_lease(
+        self,
+        selector: str | None = None,
+        duration: Seconds | None = None,
+        *,
+        exporter_name: str | None = None,
+        begin_time: datetime | None = None,
+        end_time: datetime | None = None,
+        lease_id: str | None = None,
+        **options: Any,
+    ) -> Any:
+        """Create a lease that nobody holds: it lasts until its time is over or it is deleted (`LeaseInfo`).
+
+        options: further fields of `LeaseWish`.
+        """
+        from jumpstarter.client.leased import seconds
+        from jumpstarter.client.records import LeaseWish
+
+        wish = LeaseWish(
+            selector=selector or "",
+            exporter_name=exporter_name,
+            duration=seconds(duration),
+            begin_time=begin_time,
+            end_time=end_time,
+            name=lease_id or "",
+            **options,
+        )
+        return self._ask(lambda controller: controller.create_lease(wish))
+
+    def delete_lease(self, name: str) -> Any:
+        """Give a lease back."""
+        return self._ask(lambda controller: controller.delete_lease(name))
+
+    def list_leases(self, filter: str | None = None, *, only_active: bool = True, tag_filter: str | None = None) -> Any:
+        """The leases that ask for these labels and bear these tags, of all clients (list of `LeaseInfo`)."""
+        return self._ask(
+            lambda controller: controller.list_leases(
+                filter or "", only_active=only_active, tag_filter=tag_filter or ""
+            )
+        )
+
+    def update_lease(
+        self,
+        name: str,
+        duration: Seconds | None = None,
+        begin_time: datetime | None = None,
+        client: str | None = None,
+        *,
+        end_time: datetime | None = None,
+    ) -> Any:
+        """Change a lease's times, or hand it over to another client (`LeaseInfo`)."""
+        from jumpstarter.client.leased import seconds
+
+        return self._ask(
+            lambda controller: controller.update_lease(
+                name, duration=seconds(duration), begin_time=begin_time, end_time=end_time, client=client
+            )
+        )
+
+    def rotate_token(self) -> Any:
+        """A new token for this client and when it expires; this configuration and its file keep the old one."""
+        return self._ask(lambda controller: controller.rotate_token())

@@ -137,6 +137,16 @@ def make_private_directory(path: Path) -> None:
         directory.chmod(0o700)
 
 
+def check_writable(path: Path) -> None:
+    """Raise `ConfigurationError` unless a file can be made beside `path`. For before there is a secret to lose."""
+    try:
+        make_private_directory(path.parent)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error.strerror or error}") from None
+
+
 def write_private(path: Path, text: str) -> None:
     """Write `text` to `path`: mode 0600, atomically, flushed to the disk together with its directory entry.
 

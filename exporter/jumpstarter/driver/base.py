@@ -53,6 +53,8 @@ class Driver(Metadata, metaclass=ABCMeta):
     logger: logging.Logger = field(init=False, repr=False)
     #: True when the last successful switch of this power driver was "on"; the session uses it to give back.
     switched_on: bool = field(default=False, init=False, repr=False)
+    #: Called with each new value of it, "on" before the switch is touched; must neither block for long nor raise.
+    on_switched: Callable[[bool], None] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -70,6 +72,12 @@ class Driver(Metadata, metaclass=ABCMeta):
     @abstractmethod
     def client(cls) -> str:
         """Return full import path of the corresponding driver client class."""
+
+    def note_switched(self, state: bool) -> None:
+        """Remember which way this power driver was switched, and tell whoever wants to know."""
+        self.switched_on = state
+        if self.on_switched is not None:
+            self.on_switched(state)
 
     def extra_labels(self) -> dict[str, str]:
         """Labels that a driver adds to those of its configuration."""
@@ -138,18 +146,18 @@ def _noting(function: Callable[..., Any], state: bool) -> Callable[..., Any]:
         @functools.wraps(function)
         async def wrapper(self: Driver, *args: Any, **kwargs: Any) -> Any:
             if state:
-                self.switched_on = True  # before: a switch that fails halfway must be undone as well
+                self.note_switched(True)  # before: a switch that fails halfway must be undone as well
             result = await function(self, *args, **kwargs)
-            self.switched_on = state
+            self.note_switched(state)
             return result
     else:
 
         @functools.wraps(function)
         def wrapper(self: Driver, *args: Any, **kwargs: Any) -> Any:
             if state:
-                self.switched_on = True
+                self.note_switched(True)
             result = function(self, *args, **kwargs)
-            self.switched_on = state
+            self.note_switched(state)
             return result
 
     assert mark_of(wrapper) == mark

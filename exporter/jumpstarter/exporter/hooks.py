@@ -41,6 +41,8 @@ __all__ = ["LOGGER_NAME", "HookAction", "HookContext", "HookOutcome", "run_hook"
 LOGGER_NAME = "jumpstarter.exporter.hooks"
 
 logger = logging.getLogger(LOGGER_NAME)
+# As the loggers of drivers: what a hook says is for the client, however quiet the exporter itself was told to be.
+logger.setLevel(logging.INFO)
 
 Moment = Literal["beforeLease", "afterLease"]
 

@@ -63,6 +63,14 @@ class LogHub(logging.Handler):
         """Undo `attach`."""
         logging.getLogger().removeHandler(self)
 
+    def forget(self) -> None:
+        """Drop the latest lines: those who subscribe from now on have no business with what was before."""
+        self.acquire()
+        try:
+            self._backlog.clear()
+        finally:
+            self.release()
+
     def emit(self, record: logging.LogRecord) -> None:
         """Hand one record to every subscriber."""
         try:

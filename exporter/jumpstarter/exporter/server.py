@@ -23,7 +23,7 @@ from jumpstarter.streams.router import stream_handler
 from jumpstarter_protocol.jumpstarter.lab.v1 import lab_pb2_grpc
 from jumpstarter_protocol.jumpstarter.v1 import jumpstarter_pb2_grpc
 
-__all__ = ["TcpListener", "UnixListener", "serve_session"]
+__all__ = ["TcpListener", "UnixListener", "serve_on", "serve_session"]
 
 logger = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ class _Passphrase(ServerInterceptor):
         return make(refuse_stream)
 
 
-def _register(session: Session, server: Any) -> None:
-    jumpstarter_pb2_grpc.add_ExporterServiceServicer_to_server(session, server)
-    lab_pb2_grpc.add_LabServiceServicer_to_server(session, server)
-    server.add_generic_rpc_handlers((stream_handler(session.Stream),))
+def _register(servicer: Any, server: Any) -> None:
+    jumpstarter_pb2_grpc.add_ExporterServiceServicer_to_server(servicer, server)
+    lab_pb2_grpc.add_LabServiceServicer_to_server(servicer, server)
+    server.add_generic_rpc_handlers((stream_handler(servicer.Stream),))
 
 
 def _bind(server: Any, listener: UnixListener | TcpListener) -> str:
@@ -158,20 +158,32 @@ async def serve_session(
         stack.push_async_callback(session.end)
         addresses = []
         for listener in listeners:
-            interceptors = []
-            if isinstance(listener, TcpListener) and listener.passphrase:
-                interceptors.append(_Passphrase(listener.passphrase))
-            server = grpc.aio.server(interceptors=interceptors, options=server_options())
-            _register(session, server)
-            try:
-                addresses.append(_bind(server, listener))
-            except BaseException:
-                # grpc.aio crashes the process when it frees a server that was never started and stopped.
-                await server.start()
-                await server.stop(None)
-                raise
-            await server.start()
-            if isinstance(listener, UnixListener):
-                stack.callback(Path(listener.path).unlink, missing_ok=True)
-            stack.push_async_callback(server.stop, grace)
+            addresses.append(await stack.enter_async_context(serve_on(session, listener, grace=grace)))
         yield addresses
+
+
+@asynccontextmanager
+async def serve_on(servicer: Any, listener: UnixListener | TcpListener, *, grace: float = 0.5) -> AsyncIterator[str]:
+    """Serve a session, or something in front of one, on one listener; yields its address.
+
+    On exit running calls get ``grace`` seconds. Raises ConfigurationError for an address that cannot be bound.
+    """
+    interceptors = []
+    if isinstance(listener, TcpListener) and listener.passphrase:
+        interceptors.append(_Passphrase(listener.passphrase))
+    server = grpc.aio.server(interceptors=interceptors, options=server_options())
+    _register(servicer, server)
+    try:
+        address = _bind(server, listener)
+    except BaseException:
+        # grpc.aio crashes the process when it frees a server that was never started and stopped.
+        await server.start()
+        await server.stop(None)
+        raise
+    await server.start()
+    try:
+        yield address
+    finally:
+        await server.stop(grace)
+        if isinstance(listener, UnixListener):
+            Path(listener.path).unlink(missing_ok=True)

@@ -8,13 +8,12 @@ it, LabService. How it is reached (unix socket, TCP, tunnel) is the business of 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import inspect
 import json
 import logging
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
@@ -24,6 +23,7 @@ import grpc
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.driver.base import Driver
 from jumpstarter.exporter.dispatch import CallError, DriverSlot, status_of, wants_json
+from jumpstarter.exporter.holding import Holding
 from jumpstarter.exporter.logging import LogHub
 from jumpstarter.streams.common import forward_stream
 from jumpstarter.streams.router import RouterStream
@@ -67,14 +67,14 @@ class Session(jumpstarter_pb2_grpc.ExporterServiceServicer):
         self.power_off_on_end = power_off_on_end
         self.logs = LogHub()
         self.lease_context: Any = None
-        self.holder: tuple[str, datetime] | None = None
-        self._holder_left = asyncio.Event()  # its stream has ended; the device is being switched off
-        self._holder_gone = asyncio.Event()  # and that is done
+        self.holding = Holding(self._give_back)
         self._executor = ThreadPoolExecutor(max_workers=256, thread_name_prefix="driver")
         self._slots: dict[str, DriverSlot] = {}
         self._status = ExporterStatus.AVAILABLE
         self._status_message = ""
         self._status_version = 0
+        self._status_seen = asyncio.Event()
+        self._status_changed = asyncio.Event()
         self._previous: ExporterStatus | None = None
         self._giving_back = asyncio.Lock()  # a holder's leaving and the session's end switch off one after the other
         self._ended = False
@@ -122,31 +122,55 @@ class Session(jumpstarter_pb2_grpc.ExporterServiceServicer):
                 await self._power_off()
                 await asyncio.to_thread(self.close)
 
-    async def recycle(self) -> None:
-        """A holder left and the exporter stays: power off, and reset the drivers for the next one."""
+    async def recycle(self, keep: frozenset[str] = frozenset()) -> bool:
+        """A holder left, or a lease ended, and the exporter stays: power off, and reset the drivers for the next one.
+
+        keep: paths of drivers that stay on; then nothing is reset, what is on may depend on it. Returns whether the
+        drivers were reset.
+        """
         async with self._giving_back:
             if self._ended:
-                return
-            await self._power_off()
+                return False
+            await self._power_off(keep)
+            if keep & self.switched_on():
+                return False
             try:
                 await asyncio.to_thread(self.root_device.reset)
             except Exception:
                 logger.exception("resetting the drivers failed")
+                return False
+            return True
 
-    async def _power_off(self) -> None:
+    async def power_off(self) -> None:
+        """Switch off what is switched on."""
+        async with self._giving_back:
+            await self._power_off()
+
+    async def _give_back(self, keep: frozenset[str]) -> None:
+        await self.recycle(keep)
+
+    def switched_on(self) -> frozenset[str]:
+        """Paths of the power drivers that are switched on and will be switched off in the end."""
+        if not self.power_off_on_end:
+            return frozenset()
+        return frozenset(slot.path for slot in self.slots().values() if slot.driver.switched_on)
+
+    async def _power_off(self, keep: frozenset[str] = frozenset()) -> None:
         if not self.power_off_on_end:
             return
         for slot in self.slots().values():
             driver = slot.driver
-            if not driver.switched_on:
+            if not driver.switched_on or slot.path in keep:
                 continue
             try:
                 off = driver.off  # type: ignore[attr-defined]
                 if inspect.iscoroutinefunction(inspect.unwrap(off.__func__)):
-                    await asyncio.wait_for(off(), 10)
+                    async with asyncio.timeout(10):
+                        await off()
                 else:
-                    await asyncio.wait_for(asyncio.to_thread(off), 10)
-                driver.switched_on = False
+                    async with asyncio.timeout(10):
+                        await asyncio.to_thread(off)
+                driver.note_switched(False)
                 logger.info('session end: driver "%s" switched off', slot.path)
             except Exception as error:  # noqa: BLE001 (the other drivers must be switched off all the same)
                 logger.error('session end: driver "%s" could not be switched off: %s', slot.path, error)
@@ -193,6 +217,29 @@ class Session(jumpstarter_pb2_grpc.ExporterServiceServicer):
         self._previous, self._status = self._status, ExporterStatus(status)
         self._status_message = message or ""
         self._status_version += 1
+        self._status_seen.clear()
+        self._status_changed.set()
+        self._status_changed = asyncio.Event()
+
+    @property
+    def status_message(self) -> str:
+        """What goes with the present status."""
+        return self._status_message
+
+    async def wait_status_seen(self) -> None:
+        """Wait until a client has asked for the present status."""
+        await self._status_seen.wait()
+
+    async def wait_status(self, *wanted: ExporterStatus) -> ExporterStatus:
+        """Wait for one of these statuses and return it."""
+        while self._status not in wanted:
+            await self._status_changed.wait()
+        return self._status
+
+    @property
+    def holder(self) -> tuple[str, datetime] | None:
+        """Who holds the session, since when."""
+        return self.holding.holder
 
     # ExporterService -------------------------------------------------------------------------------------------
 
@@ -243,6 +290,7 @@ class Session(jumpstarter_pb2_grpc.ExporterServiceServicer):
 
     async def GetStatus(self, request: Any, context: Any) -> jumpstarter_pb2.GetStatusResponse:
         """Present status with its version."""
+        self._status_seen.set()
         response: jumpstarter_pb2.GetStatusResponse = jumpstarter_pb2.GetStatusResponse(
             status=self._status.to_proto(),
             message=self._status_message or None,
@@ -320,57 +368,8 @@ class Session(jumpstarter_pb2_grpc.ExporterServiceServicer):
 
     async def Hold(self, request: Any, context: Any) -> AsyncIterator[Any]:
         """Keep the session for one holder until its stream ends."""
-        from jumpstarter_protocol.jumpstarter.lab.v1 import lab_pb2
-
-        if self.holder is not None:
-            await self._wait_for_leaving_holder()
-        if self.holder is not None:
-            who, since = self.holder
-            await context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"the exporter {self.name or 'here'} is held by {who} since {since:%Y-%m-%d %H:%M:%S} UTC",
-            )
-        self.holder = (request.holder or "somebody", datetime.now(UTC))
-        self._holder_left.clear()
-        self._holder_gone.clear()
-        try:
-            yield lab_pb2.HoldResponse()
-            await asyncio.Event().wait()
-        finally:
-            logger.info("holder %s left", request.holder)
-            self._holder_left.set()
-            task = asyncio.ensure_future(self._released())
-            _KEEP.add(task)
-            task.add_done_callback(_KEEP.discard)
-
-    async def _wait_for_leaving_holder(self) -> None:
-        """Return when the holder is gone, or soon when it stays.
-
-        A run that starts when another was just killed gets the device as soon as that is back in its rest state.
-        """
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_NOTICE_SECONDS):
-                await self._holder_left.wait()
-            async with asyncio.timeout(_GIVE_BACK_SECONDS):
-                await self._holder_gone.wait()
-
-    async def _released(self) -> None:
-        # Held until the device is back in its rest state, so that the next holder finds it so.
-        try:
-            await self.recycle()
-        finally:
-            self.holder = None
-            self._holder_gone.set()
-
-
-#: Seconds until the end of a holder's connection is noticed here, at the latest.
-_NOTICE_SECONDS = 0.5
-
-#: Seconds the switching off of a slow supply may take before the next holder is told that the exporter is held.
-_GIVE_BACK_SECONDS = 30.0
-
-#: Tasks that outlive the call that started them; the loop itself only keeps weak references.
-_KEEP: set[asyncio.Task[None]] = set()
+        async for response in self.holding.hold(request, context, self.name, self.switched_on()):
+            yield response
 
 
 class _ResourceEnd(RouterStream):

@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
@@ -15,7 +15,7 @@ from anyio.streams.stapled import StapledObjectStream
 
 from jumpstarter.streams.frames import MAX_PAYLOAD
 
-__all__ = ["copy_stream", "create_memory_stream", "forward_stream", "receive_from"]
+__all__ = ["copy_stream", "create_memory_stream", "forward_stream", "pump", "receive_from"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ async def receive_from(stream: Any) -> bytes:
         return bytes(await stream.receive())
 
 
-async def _pump(dst: Any, src: Any) -> None:
+async def pump(dst: Any, src: Any) -> NoReturn:
     """Copy until one of them raises. Sockets and router streams pass data on with one copy less each."""
     send_frame, receive_frame = getattr(dst, "send_frame", None), getattr(src, "receive_frame", None)
     if send_frame is not None and receive_frame is not None:
@@ -48,7 +48,7 @@ async def _pump(dst: Any, src: Any) -> None:
 async def copy_stream(dst: AnyByteStream, src: AnyByteStream) -> None:
     """Copy until ``src`` ends, then end ``dst``. A stream that breaks ends the copy; ``dst`` is reset if it can be."""
     try:
-        await _pump(dst, src)
+        await pump(dst, src)
     except EndOfStream:
         pass
     except (BrokenResourceError, ClosedResourceError, OSError) as error:

@@ -22,7 +22,7 @@ from anyio.abc import ObjectStream
 
 from jumpstarter.streams.frames import MAX_HEAD, MAX_PAYLOAD, frame_in_place
 
-__all__ = ["SocketStream", "connect_tcp", "connect_udp", "connect_unix", "format_address", "resolve"]
+__all__ = ["SocketStream", "accept", "connect_tcp", "connect_udp", "connect_unix", "format_address", "resolve"]
 
 _SMALL = 1 << 16
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -215,6 +215,25 @@ async def resolve(host: str, port: int, kind: socket.SocketKind) -> list[tuple[s
     except socket.gaierror as error:
         raise OSError(error.errno, f'cannot resolve host "{bare}": {error.strerror}') from error
     return [(socket.AddressFamily(entry[0]), entry[4]) for entry in found]
+
+
+async def accept(listener: socket.socket) -> socket.socket:
+    """The next connection of a non-blocking listening socket. When it is cancelled it has taken none.
+
+    (The event loop's own `sock_accept` may take one after it was cancelled, lose it, and log that.) Raises OSError.
+    """
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return listener.accept()[0]
+        except (BlockingIOError, InterruptedError):
+            readable: asyncio.Future[None] = loop.create_future()
+            descriptor = listener.fileno()
+            loop.add_reader(descriptor, _wake, readable)
+            try:
+                await readable
+            finally:
+                loop.remove_reader(descriptor)
 
 
 async def connect_tcp(host: str, port: int, timeout: float = 10.0) -> SocketStream:

@@ -66,6 +66,8 @@ class ImagingError(JumpstarterException):
     ``written``: bytes written before.
     """
 
+    code: str
+
     def __init__(
         self, message: str, *, code: str, state: str = "nothing was written", written: int = 0, where: str | None = None
     ) -> None:
