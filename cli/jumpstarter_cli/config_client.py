@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from jumpstarter_cli.config_common import opt_nointeractive, public, readable
+from jumpstarter_cli.config_common import opt_nointeractive, public, readable, tls_config
 from jumpstarter_cli.output import opt_output, print_data, print_table
 from jumpstarter_cli.secrets import ask, read_secret, warn_argv
 
@@ -23,6 +23,7 @@ __all__ = ["create", "delete", "list_clients", "use"]
 @click.option("--token-file", type=click.Path(), help="File with the access token.")
 @click.option("-a", "--allow", help="Driver packages to trust: comma separated globs of class paths.")
 @click.option("--unsafe", is_flag=True, help="Trust every driver package an exporter names.")
+@click.option("--ca", type=click.Path(), help="PEM file: the certificate authority of the controller.")
 @click.option("-k", "--insecure-tls", is_flag=True, help="Do not verify the controller's certificate.")
 @click.option("--out", type=click.Path(), help="Write to this file instead of the configuration directory.")
 @opt_nointeractive
@@ -36,6 +37,7 @@ def create(
     token_file: str | None,
     allow: str | None,
     unsafe: bool,
+    ca: str | None,
     insecure_tls: bool,
     out: str | None,
     nointeractive: bool,
@@ -47,7 +49,6 @@ def create(
     """
     from jumpstarter.config.client import ClientConfigV1Alpha1, ClientConfigV1Alpha1Drivers
     from jumpstarter.config.common import ObjectMeta
-    from jumpstarter.config.tls import TLSConfigV1Alpha1
     from jumpstarter.config.user import UserConfigV1Alpha1
 
     if token and token_file:
@@ -66,7 +67,7 @@ def create(
         ),
         endpoint=ask(endpoint, "Endpoint (host:port)", "--endpoint", nointeractive),
         token=ask(token, "Token", "--token-file", nointeractive, secret=True),
-        tls=TLSConfigV1Alpha1(insecure=insecure_tls),
+        tls=tls_config(ca, insecure_tls),
         drivers=ClientConfigV1Alpha1Drivers.model_validate(
             {
                 "allow": "" if unsafe else ask(allow, "Trusted driver packages", "--allow", nointeractive, default=""),
@@ -91,8 +92,10 @@ def delete(name: str, output: str | None) -> None:
     from jumpstarter.config.client import ClientConfigV1Alpha1
     from jumpstarter.config.files import aliases
     from jumpstarter.config.user import UserConfigV1Alpha1
+    from jumpstarter_cli.login_record import forget_login
 
     path = ClientConfigV1Alpha1.delete(name)
+    forget_login(path)
     if UserConfigV1Alpha1.exists():
         user = UserConfigV1Alpha1.load()
         if user.config.current_client_alias == name:

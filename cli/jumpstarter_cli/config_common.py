@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from jumpstarter.common.exceptions import JumpstarterException
 
-__all__ = ["SECRETS", "opt_nointeractive", "public", "readable"]
+if TYPE_CHECKING:
+    from jumpstarter.config.tls import TLSConfigV1Alpha1
+
+__all__ = ["SECRETS", "opt_nointeractive", "public", "readable", "tls_config"]
 
 T = TypeVar("T")
 
@@ -33,3 +36,18 @@ def readable(names: Iterable[str], load: Callable[[str], T]) -> Iterator[T]:
             yield load(name)
         except JumpstarterException as error:
             click.echo(click.style(f"Warning: {error}", fg="yellow"), err=True)
+
+
+def tls_config(ca: str | None, insecure: bool) -> TLSConfigV1Alpha1:
+    """The `tls` block for the options --ca (a PEM file) and --insecure-tls. Raises `ConfigurationError`."""
+    from jumpstarter.config.tls import TLSConfigV1Alpha1
+
+    if ca is None:
+        return TLSConfigV1Alpha1(insecure=insecure)
+    if insecure:
+        raise click.UsageError("--ca and --insecure-tls exclude each other")
+    import base64
+
+    from jumpstarter_cli.lab_info import read_ca
+
+    return TLSConfigV1Alpha1(ca=base64.b64encode(read_ca(ca)).decode())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import click
 
-from jumpstarter_cli.config_common import opt_nointeractive, public, readable
+from jumpstarter_cli.config_common import opt_nointeractive, public, readable, tls_config
 from jumpstarter_cli.output import opt_output, print_data, print_table
 from jumpstarter_cli.secrets import ask, read_secret, warn_argv
 
@@ -19,6 +19,7 @@ __all__ = ["create", "delete", "edit", "list_exporters"]
 @click.option("--endpoint", help="The controller, host:port.")
 @click.option("--token", help="Access token. Better: --token-file, or let it be asked for.")
 @click.option("--token-file", type=click.Path(), help="File with the access token.")
+@click.option("--ca", type=click.Path(), help="PEM file: the certificate authority of the controller.")
 @click.option("-k", "--insecure-tls", is_flag=True, help="Do not verify the controller's certificate.")
 @opt_nointeractive
 @opt_output("path")
@@ -29,6 +30,7 @@ def create(
     endpoint: str | None,
     token: str | None,
     token_file: str | None,
+    ca: str | None,
     insecure_tls: bool,
     nointeractive: bool,
     output: str | None,
@@ -39,7 +41,6 @@ def create(
     """
     from jumpstarter.config.common import ObjectMeta
     from jumpstarter.config.exporter import ExporterConfigV1Alpha1
-    from jumpstarter.config.tls import TLSConfigV1Alpha1
 
     if token and token_file:
         raise click.UsageError("--token and --token-file exclude each other")
@@ -58,7 +59,7 @@ def create(
         ),
         endpoint=ask(endpoint, "Endpoint (host:port)", "--endpoint", nointeractive),
         token=ask(token, "Token", "--token-file", nointeractive, secret=True),
-        tls=TLSConfigV1Alpha1(insecure=insecure_tls),
+        tls=tls_config(ca, insecure_tls),
     )
     ExporterConfigV1Alpha1.save(config)
     click.echo(str(path) if output == "path" else f'exporter configuration "{alias}" written to {path}')

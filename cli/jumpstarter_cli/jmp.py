@@ -13,11 +13,18 @@ __all__ = ["jmp", "main"]
 
 #: Also the command line's table of contents: a test holds it against the commands.
 COMMANDS = {
+    "admin": Entry("jumpstarter_cli.admin:admin", "Administer a lab: clients, exporters, policies, the audit log."),
+    "auth": Entry("jumpstarter_cli.auth:auth", "Look at, refresh or rotate your token."),
     "completion": Entry("jumpstarter_cli.completion:completion", "Print a completion script for a shell."),
     "config": Entry("jumpstarter_cli.config:config", "Manage client and exporter configurations."),
+    "create": Entry("jumpstarter_cli.get:create", "Create a lease."),
+    "delete": Entry("jumpstarter_cli.get:delete", "Give leases back."),
     "driver": Entry("jumpstarter_cli.driver:driver", "Show the drivers that are installed here."),
+    "get": Entry("jumpstarter_cli.get:get", "Show the exporters and leases of a lab."),
+    "login": Entry("jumpstarter_cli.login:login", "Log in to a lab."),
     "run": Entry("jumpstarter_cli.run:run", "Run an exporter."),
     "shell": Entry("jumpstarter_cli.shell:shell", "Open a shell, or run a command, with an exporter at hand."),
+    "update": Entry("jumpstarter_cli.get:update", "Change a lease."),
     "version": Entry("jumpstarter_cli.version:version", "Show the version."),
 }
 

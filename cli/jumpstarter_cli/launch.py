@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,11 +20,17 @@ _NOT_FOUND = 127
 _NOT_EXECUTABLE = 126
 
 
-def launch(command: Sequence[str], environ: Mapping[str, str], context: str, motd: str = "") -> int:
+def launch(
+    command: Sequence[str],
+    environ: Mapping[str, str],
+    context: str,
+    motd: str = "",
+    started: Callable[[subprocess.Popen[bytes]], None] | None = None,
+) -> int:
     """Run `command`, or an interactive shell without one, and return its exit code.
 
-    context: shown in the prompt. motd: printed before an interactive shell. 127: no such command, 126: it cannot be
-    run, 128 + N: signal N ended it.
+    context: shown in the prompt. motd: printed before an interactive shell. started: called with the process. 127: no
+    such command, 126: it cannot be run, 128 + N: signal N ended it.
     """
     variables = dict(environ)
     variables["PATH"] = _path_with_j(variables.get("PATH", os.defpath))
@@ -34,10 +40,13 @@ def launch(command: Sequence[str], environ: Mapping[str, str], context: str, mot
         command, extra = shell_command(variables.get("SHELL") or "bash", context, _use_profiles())
         variables.update(extra)
     process: subprocess.Popen[bytes] | None = None
+    early: list[int] = []
 
     def forward(number: int, _: object) -> None:
         if process is not None:
             process.send_signal(number)
+        else:
+            early.append(number)  # the command runs already, or is about to, and we do not know it yet
 
     with _signals(forward):
         try:
@@ -48,6 +57,10 @@ def launch(command: Sequence[str], environ: Mapping[str, str], context: str, mot
         except OSError as error:
             click.echo(f"{command[0]}: {error.strerror or error}", err=True)
             return _NOT_EXECUTABLE
+        for number in early:
+            process.send_signal(number)
+        if started is not None:
+            started(process)
         code = process.wait()
     return code if code >= 0 else 128 - code
 

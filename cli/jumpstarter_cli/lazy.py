@@ -23,9 +23,15 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "delete": ("del", "d", "rm"),
     "exporter": ("exporters", "e"),
     "get": ("g",),
+    "exporters": ("exporter", "e"),
     "import": ("i",),
+    "lease": ("leases", "l"),
+    "leases": ("lease", "l"),
     "list": ("ls",),
+    "policy": ("policies", "p"),
     "shell": ("sh", "s"),
+    "token": ("tokens", "t"),
+    "update": ("u",),
     "version": ("ver", "v"),
 }
 

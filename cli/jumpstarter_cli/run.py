@@ -47,8 +47,12 @@ def run(
 ) -> int:
     """Run an exporter.
 
-    SIGINT, SIGTERM and SIGHUP stop it: the device is given back (afterLease hook, power off) and the exit code is 0. 1
-    means that it could not start, or that a hook with onFailure: exit failed.
+    For the controller of its configuration or, with --tls-grpc-listener, for clients directly.
+
+    SIGINT and SIGTERM stop it: the device is given back (afterLease hook, power off) and the exit code is 0; a second
+    one does not wait for hooks. SIGHUP does the same when the present lease has ended (at once with
+    --tls-grpc-listener). 1 means that it could not start, that its controller does not take it, that it crashed too
+    often (failureDetection), or that a hook with onFailure: exit failed.
     """
     if (alias is None) == (path is None):
         raise click.UsageError("give one of --exporter and --exporter-config")
@@ -63,9 +67,7 @@ def run(
         ):
             if value:
                 raise click.UsageError(f"{option} goes with --tls-grpc-listener")
-        raise click.UsageError(
-            "give --tls-grpc-listener: this version serves clients directly, registering at a controller comes later"
-        )
+        return _supervised(ctx, alias, path, exit_on_lease_end)
     if insecure and (tls_cert or tls_key or tls_client_ca):
         raise click.UsageError("--tls-grpc-insecure excludes --tls-cert, --tls-key and --tls-client-ca")
     if not insecure and not (tls_cert and tls_key):
@@ -86,3 +88,26 @@ def run(
 
     files = ListenerFiles(host, port, insecure, tls_cert, tls_key, tls_client_ca, passphrase, passphrase_file)
     return serve_direct(alias, path, files, exit_on_lease_end)
+
+
+def _supervised(ctx: click.Context, alias: str | None, path: str | None, exit_on_lease_end: bool) -> int:
+    """Run the exporter as a child process, for its controller."""
+    from jumpstarter.common.exceptions import ConfigurationError
+    from jumpstarter.config.exporter import ExporterConfigV1Alpha1
+    from jumpstarter_cli.logs import setup
+    from jumpstarter_cli.supervise import child_argv, supervise
+
+    level, log_format = ctx.obj["log_level"] or "INFO", ctx.obj["log_format"]
+    setup(level, log_format, "exporter")
+    config = ExporterConfigV1Alpha1.load(alias) if alias is not None else ExporterConfigV1Alpha1.load_path(str(path))
+    # Whoever shows a certificate to the controller needs no token.
+    for value, field in ((config.endpoint, "endpoint"), (config.token or config.tls.cert, "token")):
+        if not value:
+            raise ConfigurationError(
+                f"{config.where}: {field} is not set: which controller is it for? "
+                "(--tls-grpc-listener serves clients without one)"
+            )
+    which = ["--exporter", alias] if alias is not None else ["--exporter-config", str(path)]
+    failures = config.failure_detection
+    argv = child_argv(which, level, log_format, exit_on_lease_end)
+    return supervise(argv, failures.max_rapid_failures, failures.rapid_failure_window)

@@ -13,17 +13,16 @@ import asyncio
 import logging
 import os
 import signal
-import socket
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.exceptions import ConfigurationError
+from jumpstarter.common.runtime import runtime_directory
 from jumpstarter.config import env
 from jumpstarter.config.exporter import ExporterConfigV1Alpha1
-from jumpstarter_cli.runtime import runtime_directory
+from jumpstarter_cli.notify import notify
 from jumpstarter_cli.secrets import read_private, read_secret
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ class _Standalone:
             async with serve_session(session, UnixListener(self._socket), listener) as addresses:
                 tls = "without TLS" if listener.insecure else "TLS"
                 logger.info("exporter %s serves %s (%s)", config.name, addresses[-1], tls)
-                _notify(f"READY=1\nSTATUS=serving {addresses[-1]}")
+                notify(f"READY=1\nSTATUS=serving {addresses[-1]}")
                 return await self._leases(session)
 
     async def _leases(self, session: Session) -> int:
@@ -231,16 +230,3 @@ async def _first_of(*events: asyncio.Event) -> None:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _notify(state: str) -> None:
-    """Tell systemd (Type=notify), when it asked to be told."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address or not sys.platform.startswith("linux"):
-        return
-    target = "\0" + address[1:] if address.startswith("@") else address
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-            sender.sendto(state.encode(), target)
-    except OSError as error:
-        logger.warning("systemd cannot be told that the exporter is ready: %s", error)

@@ -3,11 +3,21 @@
 
 from __future__ import annotations
 
+import os
+from typing import TYPE_CHECKING, Any
+
 import click
+
+from jumpstarter_cli.options import join_selectors
+from jumpstarter_cli.times import DURATION
+
+if TYPE_CHECKING:
+    from jumpstarter.config.client import ClientConfigV1Alpha1
 
 __all__ = ["shell"]
 
 _CONTROLLER = ("client", "client_config", "lease", "selector", "exporter_name", "duration")
+_HALF_AN_HOUR = 1800.0
 
 
 @click.command("shell")
@@ -16,15 +26,23 @@ _CONTROLLER = ("client", "client_config", "lease", "selector", "exporter_name", 
 @click.option("--exporter", metavar="ALIAS", help="Run this exporter configuration here.")
 @click.option("--exporter-config", type=click.Path(), help="Run this exporter configuration file here.")
 @click.option("--lease", metavar="NAME", help="Use an existing lease.")
-@click.option("-l", "--selector", multiple=True, help="Lease an exporter with these labels.")
+@click.option("-l", "--selector", multiple=True, callback=join_selectors, help="Lease an exporter with these labels.")
 @click.option("-n", "--name", "exporter_name", metavar="EXPORTER", help="Lease the exporter of this name.")
-@click.option("--duration", metavar="TIME", help="How long to lease (default: 30 minutes).")
+@click.option("--duration", type=DURATION, metavar="TIME", help="How long to lease (default: 30 minutes).")
 @click.option("--exporter-logs", is_flag=True, help="Show what the exporter logs.")
 @click.option("--acquisition-timeout", type=click.IntRange(min=5), help="Seconds to wait for a lease.")
 @click.option(
-    "--retry-timeout", type=float, envvar="JMP_RETRY_TIMEOUT", help="Seconds to try again when the exporter is lost."
+    "--retry-timeout",
+    type=click.FloatRange(min=0),
+    envvar="JMP_RETRY_TIMEOUT",
+    help="Seconds to lease again while the exporter that was leased cannot be reached (0: not at all).",
 )
-@click.option("--dial-timeout", type=float, envvar="JMP_DIAL_TIMEOUT", help="Seconds to wait for a leased exporter.")
+@click.option(
+    "--dial-timeout",
+    type=click.FloatRange(min=1),
+    envvar="JMP_DIAL_TIMEOUT",
+    help="Seconds to wait for a leased exporter.",
+)
 @click.option("--tls-grpc", "endpoint", metavar="HOST:PORT", help="Connect to this exporter directly.")
 @click.option("--tls-grpc-insecure", "insecure", is_flag=True, help="Connect without TLS.")
 @click.option("--tls-ca", type=click.Path(), help="PEM file: the CA of the exporter (default: the system's).")
@@ -45,14 +63,16 @@ def shell(
     passphrase_file: str | None,
     exporter_logs: bool,
     command: tuple[str, ...],
-    **others: object,
+    **others: Any,
 ) -> int:
     """Open a shell, or run a command, with an exporter at hand.
 
     In it, `j` runs the commands of the exporter's drivers, and jumpstarter.utils.env.env() connects Python to it. The
-    exit code is the command's own; 127 when it does not exist, 126 when it cannot be run.
+    exit code is the command's own; 127 when it does not exist, 126 when it cannot be run, 75 when the lease ended while
+    it ran (by its time, by an administrator, by preemption). Without options it uses the only lease that you have.
 
     \b
+    jmp shell -l board=rpi4 -- j power on
     jmp shell --exporter-config board.yaml
     jmp shell --tls-grpc bench-3.lab:8443 --tls-ca lab-ca.pem -- pytest tests/
     """
@@ -60,11 +80,6 @@ def shell(
     wanted = [name for name in _CONTROLLER if others.get(name)]
     if len(chosen) > 1 or (chosen and wanted):
         raise click.UsageError("--exporter, --exporter-config, --tls-grpc and the lease options exclude each other")
-    if not chosen:
-        raise click.ClickException(
-            "leasing from a controller comes with a later version; use --exporter or --exporter-config for an exporter "
-            "that runs here, or --tls-grpc HOST:PORT for one that serves clients directly"
-        )
     if endpoint is None:
         for value, option in (
             (insecure, "--tls-grpc-insecure"),
@@ -83,6 +98,9 @@ def shell(
     if passphrase and passphrase_file:
         raise click.UsageError("--passphrase and --passphrase-file exclude each other")
 
+    if not chosen:
+        return _leased(command, exporter_logs, others)
+
     from jumpstarter_cli import shell_session as session
 
     if endpoint is None:
@@ -93,6 +111,36 @@ def shell(
         warn_argv("--passphrase", "--passphrase-file or JMP_GRPC_PASSPHRASE")
     reach = session.Endpoint(endpoint, insecure, tls_ca, tls_cert, tls_key, passphrase, passphrase_file)
     return session.direct(reach, command, exporter_logs)
+
+
+def _leased(command: tuple[str, ...], exporter_logs: bool, options: dict[str, Any]) -> int:
+    wished = bool(options["selector"] or options["exporter_name"])
+    if options["lease"] and wished:
+        raise click.UsageError("--lease excludes --selector and --name")
+    lease = options["lease"] or ("" if wished else os.environ.get("JMP_LEASE", ""))
+
+    from jumpstarter_cli.identity import client_config
+    from jumpstarter_cli.lease_holder import Wanted
+    from jumpstarter_cli.shell_lease import leased
+
+    config = client_config(options["client"], options["client_config"])
+    wanted = Wanted(
+        config={},
+        config_path=None,
+        socket="",
+        lease=lease,
+        selector=options["selector"],
+        exporter_name=options["exporter_name"] or "",
+        duration=options["duration"] or _HALF_AN_HOUR,
+        logs=exporter_logs,
+        **_timeouts(config, options),
+    )
+    return leased(config, wanted, command)
+
+
+def _timeouts(config: ClientConfigV1Alpha1, options: dict[str, Any]) -> dict[str, float]:
+    names = ("acquisition_timeout", "dial_timeout", "retry_timeout")
+    return {name: getattr(config.leases, name) if options[name] is None else options[name] for name in names}
 
 
 def _reach(

@@ -19,13 +19,13 @@ from pathlib import Path
 import click
 
 from jumpstarter.common.exceptions import ConfigurationError, FileNotFoundError, JumpstarterException
+from jumpstarter.common.runtime import runtime_directory
 from jumpstarter.config import env
 from jumpstarter.config.files import exporter_paths
 from jumpstarter_cli.launch import launch
-from jumpstarter_cli.runtime import runtime_directory
 from jumpstarter_cli.zygote import fork_zygote, listen
 
-__all__ = ["Endpoint", "direct", "local"]
+__all__ = ["Endpoint", "Surroundings", "direct", "local"]
 
 #: Seconds an exporter has to switch off, run its drivers' close and end.
 _END_SECONDS = 60.0
@@ -70,7 +70,7 @@ class Endpoint:
 def local(alias: str | None, path: str | None, command: Sequence[str], exporter_logs: bool) -> int:
     """Run an exporter here for as long as the command runs. Returns the command's exit code."""
     config = _find(alias) if alias is not None else Path(str(path))
-    with _Surroundings() as around, _exporter(config, around.directory, exporter_logs) as (name, host):
+    with Surroundings() as around, _exporter(config, around.directory, exporter_logs) as (name, host):
         around.set(
             {
                 env.JUMPSTARTER_HOST: host,
@@ -85,7 +85,7 @@ def local(alias: str | None, path: str | None, command: Sequence[str], exporter_
 
 def direct(endpoint: Endpoint, command: Sequence[str], exporter_logs: bool) -> int:
     """Run the command with an exporter that serves clients itself. Returns the command's exit code."""
-    with _Surroundings() as around:
+    with Surroundings() as around:
         around.set({**endpoint.environment(), env.JMP_DRIVERS_ALLOW: _allowed()})
         about = around.probe()
         labels = about.get("labels") or {}
@@ -119,7 +119,7 @@ def _allowed() -> str:
     return "UNSAFE" if unsafe else ",".join(patterns)
 
 
-class _Surroundings:
+class Surroundings:
     """A private directory, the warm process in it, and the environment of the command."""
 
     def __init__(self) -> None:
@@ -142,7 +142,7 @@ class _Surroundings:
         self.directory = Path()
         self._stack = ExitStack()
 
-    def __enter__(self) -> _Surroundings:
+    def __enter__(self) -> Surroundings:
         with ExitStack() as stack:
             self.directory = stack.enter_context(runtime_directory())
             address = str(self.directory / "j.sock")

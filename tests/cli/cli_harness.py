@@ -7,10 +7,13 @@ import datetime
 import ipaddress
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,13 +33,16 @@ TIMEOUT = 60
 
 @dataclass
 class Cli:
-    """The commands, with a home, a configuration and a runtime directory below `directory`."""
+    """The commands, with a home and a configuration below `directory`, and a runtime directory with a short name."""
 
     directory: Path
     environ: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("home", "xdg", "run"):
+        # pytest's directories leave no room for a socket's name.
+        self.runtime = Path(tempfile.mkdtemp(prefix="jlcli-", dir="/tmp"))
+        weakref.finalize(self, shutil.rmtree, self.runtime, ignore_errors=True)
+        for name in ("home", "xdg"):
             (self.directory / name).mkdir(mode=0o700, exist_ok=True)
         clean = {
             key: value
@@ -47,7 +53,7 @@ class Cli:
             **clean,
             "HOME": str(self.directory / "home"),
             "XDG_CONFIG_HOME": str(self.directory / "xdg"),
-            "XDG_RUNTIME_DIR": str(self.directory / "run"),
+            "XDG_RUNTIME_DIR": str(self.runtime),
             "PATH": os.pathsep.join([str(BIN), os.environ.get("PATH", os.defpath)]),
             **self.environ,
         }
@@ -73,7 +79,7 @@ class Cli:
 
     def leftovers(self) -> list[str]:
         """What is left in the runtime directory."""
-        return sorted(os.listdir(self.directory / "run"))
+        return sorted(os.listdir(self.runtime))
 
     def config(self, name: str = "board", **more: Any) -> Path:
         """An exporter file with two power drivers."""

@@ -237,7 +237,7 @@ def zygote(cli: Cli, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def test_the_socket_is_private_and_goes_with_the_lifeline(cli: Cli) -> None:
-    directory = cli.directory / "run"
+    directory = cli.runtime
     with zygote(cli, directory):
         assert stat.S_IMODE((directory / "j.sock").stat().st_mode) == 0o600
     assert cli.leftovers() == []
@@ -245,7 +245,7 @@ def test_the_socket_is_private_and_goes_with_the_lifeline(cli: Cli) -> None:
 
 @pytest.mark.parametrize("mode", [0o755, 0o750, 0o701])
 def test_a_directory_that_others_may_enter_is_refused(cli: Cli, mode: int) -> None:
-    directory = cli.directory / "run"
+    directory = cli.runtime
     directory.chmod(mode)
     with zygote(cli, directory) as process:
         assert process.wait(TIMEOUT) == 1
@@ -272,7 +272,7 @@ def test_another_user_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_garbage_does_not_disturb_the_next(cli: Cli) -> None:
-    directory = cli.directory / "run"
+    directory = cli.runtime
     with zygote(cli, directory):
         for data in (b"", b"\xff\xff\xff\xff", b"\0\0\0\x05abcde", b"\0\0\0\x20short"):
             with socket.socket(socket.AF_UNIX) as peer:

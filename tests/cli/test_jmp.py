@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import click
 import pytest
 import yaml
-from cli_harness import Cli, only_error
+from cli_harness import Authority, Cli, only_error, secret_file
 
 from jumpstarter_cli.errors import exit_code_of
 from jumpstarter_cli.jmp import jmp
@@ -20,7 +21,22 @@ HEAVY = ["grpc", "pydantic", "yaml", "anyio", "asyncio", "google.protobuf", "imp
 
 
 @pytest.mark.parametrize(
-    "args", [["--help"], ["config", "--help"], ["config", "client", "--help"], ["shell", "--help"]]
+    "args",
+    [
+        ["--help"],
+        ["config", "--help"],
+        ["config", "client", "--help"],
+        ["shell", "--help"],
+        ["login", "--help"],
+        ["auth", "status", "--help"],
+        ["get", "exporters", "--help"],
+        ["create", "lease", "--help"],
+        ["delete", "leases", "--help"],
+        ["admin", "--help"],
+        ["admin", "create", "client", "--help"],
+        ["admin", "get", "audit", "--help"],
+        ["admin", "update", "policy", "--help"],
+    ],
 )
 def test_help_imports_nothing_heavy(cli: Cli, args: list[str]) -> None:
     code = (
@@ -54,7 +70,23 @@ def test_the_table_of_commands_is_true(path: str, command: click.Command, text: 
 
 
 @pytest.mark.parametrize(
-    "args", [["version"], ["ver"], ["v"], ["driver", "ls"], ["conf", "client", "ls"], ["config", "exporters", "list"]]
+    "args",
+    [
+        ["version"],
+        ["ver"],
+        ["v"],
+        ["driver", "ls"],
+        ["conf", "client", "ls"],
+        ["config", "exporters", "list"],
+        ["g", "e", "--help"],
+        ["get", "lease", "--help"],
+        ["c", "leases", "--help"],
+        ["rm", "l", "--help"],
+        ["d", "leases", "--help"],
+        ["a", "g", "c", "--help"],
+        ["admin", "i", "exporters", "--help"],
+        ["admin", "get", "tokens", "--help"],
+    ],
 )
 def test_aliases(cli: Cli, args: list[str]) -> None:
     assert cli.jmp(*args).returncode == 0
@@ -161,6 +193,17 @@ def test_a_broken_file_does_not_hide_the_others(cli: Cli) -> None:
     result = cli.jmp("config", "client", "list")
     assert result.returncode == 0 and path in result.stdout
     assert "zero.yaml" in result.stderr and "not valid YAML" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["client", "exporter"])
+def test_the_authority_of_the_controller_goes_into_the_file(cli: Cli, authority: Authority, kind: str) -> None:
+    result = cli.jmp("config", kind, "create", "one", *CREATE, "--token", "t", "--ca", authority.ca)
+    assert result.returncode == 0, result
+    data = yaml.safe_load((cli.directory / "xdg" / "jumpstarter" / f"{kind}s" / "one.yaml").read_text())
+    assert base64.b64decode(data["tls"]["ca"]).strip() == authority.ca.read_bytes().strip()
+    wrong = secret_file(cli.directory / "wrong.pem", "no certificate")
+    again = cli.jmp("config", kind, "create", "two", *CREATE, "--token", "t", "--ca", wrong)
+    assert "no certificate in PEM" in only_error(again)
 
 
 def test_creating_twice_or_outside_is_refused(cli: Cli) -> None:

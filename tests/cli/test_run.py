@@ -69,7 +69,6 @@ def test_insecure_only_by_its_flag(cli: Cli) -> None:
     [
         ([], "--exporter"),
         (["--exporter", "a", "--exporter-config", "b"], "--exporter"),
-        (["--exporter", "a"], "--tls-grpc-listener"),
         (["--exporter", "a", "--passphrase-file", "x"], "--passphrase-file goes with"),
         (["--exporter", "a", *LOCAL, "--tls-cert", "x"], "--tls-key"),
         (["--exporter", "a", *INSECURE, "--tls-cert", "x", "--tls-key", "y"], "excludes"),
@@ -205,7 +204,7 @@ def test_an_alias_is_found_and_its_socket_is_private(cli: Cli) -> None:
     path.write_text(cli.config().read_text())
     with cli.exporter("--exporter", "board", *INSECURE):
         (name,) = cli.leftovers()
-        assert stat.S_IMODE((cli.directory / "run" / name).stat().st_mode) == 0o700
+        assert stat.S_IMODE((cli.runtime / name).stat().st_mode) == 0o700
     assert cli.leftovers() == []
 
 
