@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from . import detached
-from .consoles import start_log
+from .consoles import restart_log, start_log
 from .context import Context
+from .controllers import Controllers
 from .durations import format_duration
 from .errors import AgentError
 from .lease import HostLease, Place
@@ -40,7 +41,7 @@ __all__ = ["Agent", "Watched"]
 log = logging.getLogger(__name__)
 
 RECORDING_VARIABLE = "JUMPSTARTER_RECORDING_DIR"
-"""Set by the recording callback before anything starts the agent: its report directory."""
+"""Set by the recording callback: its report directory."""
 
 SHUTDOWN_SECONDS = 2.9
 """The end of the agent takes at most this long, by force if it has to. Exporters that are slower finish alone."""
@@ -66,17 +67,17 @@ class Agent:
     def __init__(self, directory: Path, watched: Watched | None, name: str | None) -> None:
         self.watched = watched
         self.is_detached = watched is None
-        self.place = Place(base=directory.parent, directory=directory, holder=_holder(watched, name))
+        self.controllers = Controllers()
+        self.place = Place(directory.parent, directory, _holder(watched, name), self.controllers)
         self.recording = Recording(directory / "rec")
         if report := os.environ.get(RECORDING_VARIABLE):
+            # Set before the agent is started: no first lease can come before it.
             self.recording.set_root(Path(report))
             self.recording.has_callback = True
-        if folder := os.environ.get("JUMPSTARTER_RECORDING_DIR"):
-            # Set by the recording callback before the agent is started: no first lease can come before it.
-            self.recording.set_root(Path(folder))
         self.leases = LeaseTable(self.place, self.recording)
         self.leases.on_empty = self._stop_when_unused
         self.leases.on_held = lambda lease: self.background(start_log(self.recording, lease))
+        self.leases.on_session = lambda lease: self.background(restart_log(self.recording, lease))
         self.operations = OperationTable()
         self.links = detached.Links(self.place)
         self.started_at = time.time()
@@ -181,6 +182,7 @@ class Agent:
                 "seconds": seconds,
                 "until": _when(time.time() + seconds),
                 "reattach": detached.how_to_reattach(lease.name),
+                "shell": lease.connection.shell_command(),
             }
             for lease, seconds in kept
         ]
@@ -235,7 +237,7 @@ class Agent:
         for host, seconds in self._kept.items():
             lease = self.leases.get(host)
             if lease is not None:
-                lease.become_detached(seconds)
+                self.background(lease.become_detached(seconds))
         with contextlib.suppress(FileNotFoundError):
             (self.place.directory / SOCKET_NAME).unlink()
         async with asyncio.TaskGroup() as group:
@@ -245,6 +247,8 @@ class Agent:
         if self._kept:
             # The process goes on, for the leases it keeps.
             self._limit.cancel()
+        else:
+            await self.controllers.aclose()
 
     async def _cancel_operations(self) -> None:
         with contextlib.suppress(TimeoutError):

@@ -6,21 +6,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from .config_lock import ConfigLock
 from .direct_errors import explain_refusal
 from .errors import AgentError, as_agent_error
 from .exporter_child import StopBudget, exporter_child
-from .reach import DirectReach, LocalReach, Reach
+from .reach import ControllerReach, DirectReach, LocalReach, Reach
 
 if TYPE_CHECKING:
-    from .lease import Place
+    from .lease import LeaseOptions, Place
 
-__all__ = ["Connection", "open_connection"]
+__all__ = ["Connection", "Observer", "Tell", "follow_logs", "open_connection", "stop_task"]
+
+Tell = Callable[[str], None]
+"""Shows one line to whoever waits."""
+
+
+class Observer(Protocol):
+    """Is told what happens to a connection."""
+
+    def note(self, text: str, **data: Any) -> None:
+        """One line for whoever waits for the lease."""
+
+    def record(self, kind: str, **data: Any) -> None:
+        """An event of the host's recording."""
+
+    def session_changed(self) -> None:
+        """The exporter has a new session: whatever was opened in the old one has to be opened again."""
+
 
 driver_log = logging.getLogger("jumpstarter_agent.exporter_log")
 
@@ -30,27 +46,74 @@ CONNECT_SECONDS = 20.0
 """An endpoint that has not answered by then is reported as unreachable."""
 
 
-@dataclass
 class Connection:
-    """An exporter session that is ours alone. `lost` gets one sentence when the exporter is gone.
+    """An exporter session that is ours alone.
 
-    session: `jumpstarter.client.aio.Session`. host_socket: unix socket that speaks ExporterService (jumpstarter_host).
+    session: `jumpstarter.client.aio.Session`. exporter: how messages call it. host_socket: unix socket that speaks
+    ExporterService (jumpstarter_host). lost: gets the reason when the lease is over without our doing.
     """
 
-    session: Any
-    exporter: str
-    host_socket: Path
-    lost: asyncio.Future[str]
+    def __init__(self, session: Any, exporter: str, host_socket: Path) -> None:
+        self.session = session
+        self.exporter = exporter
+        self.host_socket = host_socket
+        self.lost: asyncio.Future[AgentError] = asyncio.get_running_loop().create_future()
+        self.broken = asyncio.Event()
+        """Set while the exporter is away from a lease that goes on without it."""
+        self.reattached = False
+        """The lease was there before."""
+
+    @property
+    def name(self) -> str | None:
+        """The name of the lease at the controller that granted it."""
+        return None
+
+    @property
+    def expires_at(self) -> float | None:
+        """When the lease ends by itself (seconds since 1970), as whoever granted it says."""
+        return None
+
+    def shell_command(self) -> str | None:
+        """What a person types to get at the device while the lease is held."""
+        return None
+
+    def facts(self) -> dict[str, Any]:
+        """What a lease reports beyond what all of them have."""
+        return {}
+
+    async def ready(self, tell: Tell) -> None:
+        """Wait until the exporter can be used. `AgentError` "exporter_lost" when it stays away."""
+
+    async def extend(self, seconds: float) -> bool:
+        """Let whoever granted the lease move its end to `seconds` from now; False when it has no say in it."""
+        return False
+
+    async def give_back(self) -> None:
+        """Let the lease end with the connection, also one that was to outlive the run."""
+
+    async def again(self, session: Any) -> None:
+        """Wait until `session`, whose connection broke, can be used again; `AgentError` when it never can."""
+        raise AgentError("exporter_lost", f"{self.exporter} went away")
+
+    def lose(self, error: AgentError) -> None:
+        """Tell that the lease is over; the first reason counts."""
+        if not self.lost.done():
+            self.lost.set_result(error)
 
 
 @contextlib.asynccontextmanager
 async def open_connection(
-    reach: Reach, place: Place, lease_id: str, host: str, budget: StopBudget
+    reach: Reach, place: Place, lease_id: str, host: str, budget: StopBudget, options: LeaseOptions, observer: Observer
 ) -> AsyncIterator[Connection]:
     """Reach the exporter and hold it for the block. Every failure is an `AgentError` that names the exporter."""
     socket = place.directory / f"x-{lease_id}.sock"
     holder = f"{place.holder}, host {host}"
-    if isinstance(reach, LocalReach):
+    if isinstance(reach, ControllerReach):
+        from .controller_lease import controller_connection
+
+        async with controller_connection(reach, place, host, socket, options, observer) as leased:
+            yield leased
+    elif isinstance(reach, LocalReach):
         log_path = place.directory / f"exporter-{lease_id}.log"
         async with (
             ConfigLock(place.base, reach.config, holder) as lock,
@@ -78,7 +141,6 @@ async def _hold(
     from jumpstarter.client.aio import connect
 
     ended = None if isinstance(origin, DirectReach) else origin
-    lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     async with contextlib.AsyncExitStack() as stack:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
@@ -91,15 +153,15 @@ async def _hold(
         except Exception as error:
             known = await explain_refusal(origin, error) if isinstance(origin, DirectReach) else as_agent_error(error)
             raise _open_error(exporter, known) from error
-        connection = Connection(session=session, exporter=exporter, host_socket=socket, lost=lost)
+        connection = Connection(session, exporter, socket)
         watch = asyncio.create_task(_watch(connection, ended), name=f"watch {exporter}")
-        stack.push_async_callback(_stop, watch)
+        stack.push_async_callback(stop_task, watch)
         yield connection
 
 
 async def _watch(connection: Connection, ended: asyncio.Future[str] | None) -> None:
     """Set `connection.lost` as soon as the exporter is gone: its process, or the log stream that it keeps open."""
-    logs = asyncio.create_task(_follow_logs(connection))
+    logs = asyncio.create_task(follow_logs(connection))
     try:
         if ended is None:
             reason = await logs
@@ -109,12 +171,12 @@ async def _watch(connection: Connection, ended: asyncio.Future[str] | None) -> N
             await asyncio.wait([ended], timeout=_REAP_SECONDS)
             reason = ended.result() if ended.done() else logs.result()
     finally:
-        await _stop(logs)
-    if not connection.lost.done():
-        connection.lost.set_result(f"{connection.exporter} {reason}")
+        await stop_task(logs)
+    connection.lose(AgentError("exporter_lost", f"{connection.exporter} {reason}"))
 
 
-async def _follow_logs(connection: Connection) -> str:
+async def follow_logs(connection: Connection) -> str:
+    """Copy the exporter's log lines to ours until it goes away; says how it went."""
     from jumpstarter.common.exceptions import JumpstarterException
 
     try:
@@ -125,7 +187,8 @@ async def _follow_logs(connection: Connection) -> str:
     return "went away"
 
 
-async def _stop(task: asyncio.Task[Any]) -> None:
+async def stop_task(task: asyncio.Task[Any]) -> None:
+    """Cancel `task` and wait for its end."""
     task.cancel()
     await asyncio.wait([task])
 

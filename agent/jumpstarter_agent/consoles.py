@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .console import ConsoleSession
     from .lease import HostLease
 
-__all__ = ["CONSOLE_DRIVER", "console_of", "login_of", "open_consoles", "start_log"]
+__all__ = ["CONSOLE_DRIVER", "console_of", "login_of", "open_consoles", "restart_log", "start_log"]
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +60,23 @@ async def start_log(recording: Recording, lease: HostLease) -> None:
         log.warning("%s: console not recorded: %s", lease.host, as_agent_error(error).message)
 
 
+async def restart_log(recording: Recording, lease: HostLease) -> None:
+    """The exporter was started anew: open in it what was open in the one before."""
+    for key in [key for key in lease.resources if key[0] == _KEY]:
+        await lease.drop_resource(key)
+    await start_log(recording, lease)
+
+
 async def _console(recording: Recording, lease: HostLease, node: Any) -> ConsoleSession:
     async def make() -> ConsoleSession:
         return await _open(recording, lease, node)
 
-    console: ConsoleSession = await lease.resource((_KEY, node.uuid), make, _close)
+    key = (_KEY, node.uuid)
+    known = lease.resources.get(key)
+    if known is not None and known.failure is not None:
+        # Its exporter was away and is back: the log goes on in the same file.
+        await lease.drop_resource(key)
+    console: ConsoleSession = await lease.resource(key, make, _close)
     return console
 
 
@@ -82,8 +94,13 @@ async def _open(recording: Recording, lease: HostLease, node: Any) -> ConsoleSes
             if isinstance(user, Context):
                 user.note(event.kind, event.text, **data)
 
+    connection, session = lease.connection, lease.connection.session
     console = ConsoleSession(
-        NodeConsole(node, owner=f"{lease.place.holder}, host {lease.host}"),
+        NodeConsole(
+            node,
+            owner=f"{lease.place.holder}, host {lease.host}",
+            again=lambda: connection.again(session),
+        ),
         name=CONSOLE_DRIVER if is_usual else node.path,
         log_path=lease.recording_dir / name,
         on_event=on_event,

@@ -21,9 +21,6 @@ __all__ = ["Context", "EventSink", "OperationFunction", "amount"]
 _LOCAL_PHASES = ("downloading", "hashing", "checking")
 """Phases of a flash in which nothing has left this machine yet."""
 
-_LOSS_SECONDS = 3.0
-"""How long a failed call waits to learn that the exporter died: its end is noticed a moment after its connections."""
-
 
 class EventSink(Protocol):
     """Takes the events of an operation."""
@@ -67,8 +64,9 @@ class Context:
     async def lease(self) -> HostLease:
         """The lease of the request's host, acquired when there is none. The operation ends when the lease does."""
         if self._lease is None:
-            lease = await self.agent.leases.ensure(self.host, self.request.play)
+            lease = await self.agent.leases.ensure(self.host, self.request.play, self.tell)
             self.bind(lease)
+            await lease.connection.ready(lambda text: self.note("note", text))
         assert self._lease is not None
         return self._lease
 
@@ -87,6 +85,10 @@ class Context:
         if event == "progress":
             self.progress = data
         await self._sink.event(event, {**data, "text": text})
+
+    def tell(self, text: str, data: dict[str, Any]) -> None:
+        """A note of the lease that this operation waits for."""
+        self.note("note", text, **data)
 
     def note(self, event: str, text: str, **data: Any) -> None:
         """Like `event`, from synchronous code; delivered in order, without waiting for the reader."""
@@ -163,19 +165,8 @@ class Context:
             if known.code == "internal":
                 raise
             if known.code == "exporter_lost" and self._lease is not None:
-                raise await self._reason_of_loss(known) from error
+                raise await self._lease.reason_of_loss(known) from error
             raise known from error
-
-    async def _reason_of_loss(self, seen: AgentError) -> AgentError:
-        lease = self._lease
-        assert lease is not None
-        lost = lease.lost_event
-        try:
-            async with asyncio.timeout(_LOSS_SECONDS):
-                await lost.wait()
-        except TimeoutError:
-            return seen
-        return lease.loss or seen
 
     def _final(self, error: AgentError, seconds: float) -> AgentError:
         data = dict(error.data)

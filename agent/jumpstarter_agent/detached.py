@@ -17,6 +17,7 @@ from .framing import encode_frame, read_frame
 from .lease import Place
 from .paths import SOCKET_NAME, detached_dir, make_private
 from .procwatch import start_time
+from .reach import ControllerReach
 from .relay import pump
 from .request import Request
 from .server import Peer
@@ -83,7 +84,9 @@ class Links:
                     "invalid",
                     f"{request.host.name}: lease: a detached lease needs a name: that is how it is found again",
                 )
-            return name, request.op != "lease_info" and request.args.get("state") not in ("absent", "info")
+            # A controller keeps a detached lease itself. Only one that was kept for inspection has an agent.
+            local = not isinstance(request.host.reach, ControllerReach)
+            return name, local and request.op != "lease_info" and request.args.get("state") not in ("absent", "info")
         if linked is None and request.op == "lease" and request.args.get("state") in ("absent", "info"):
             return (name if isinstance(name, str) else None), False
         return linked, False

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["AgentError", "as_agent_error"]
+__all__ = ["AgentError", "as_agent_error", "as_controller_error"]
 
 _BY_GRPC_CODE = {
     "NOT_FOUND": "not_found",
@@ -67,6 +67,11 @@ def as_agent_error(error: BaseException) -> AgentError:
         return AgentError("not_found", one_line(error))
     if isinstance(error, lab.DriverNotFound):
         return AgentError("not_found", one_line(error), {"driver": error.path, "drivers": error.paths})
+    if isinstance(error, lab.AuthenticationError):
+        return AgentError("refused", one_line(error))
+    if isinstance(error, lab.ControllerError):
+        data = {"grpc_code": error.code, "details": error.details}
+        return AgentError(_BY_GRPC_CODE.get(error.code, "busy"), one_line(error), data)
     if isinstance(error, (lab.ExporterUnreachableError, lab.ConnectionError)):
         return AgentError("exporter_lost", one_line(error))
     if isinstance(error, lab.DriverError):
@@ -74,8 +79,6 @@ def as_agent_error(error: BaseException) -> AgentError:
         return AgentError(_driver_code(error), one_line(error), data)
     if isinstance(error, (lab.ConfigurationError, lab.ArgumentError, lab.MissingDriverError)):
         return AgentError("invalid", one_line(error))
-    if isinstance(error, lab.LeaseError):
-        return AgentError("busy", one_line(error))
     if isinstance(error, lab.JumpstarterException):
         return AgentError("driver_error", one_line(error))
     if isinstance(error, TimeoutError):
@@ -87,6 +90,12 @@ def as_agent_error(error: BaseException) -> AgentError:
     if isinstance(error, OSError):
         return AgentError("io", _os_line(error))
     return AgentError("internal", f"{type(error).__name__}: {one_line(error)} (a bug in the agent; see its log)")
+
+
+def as_controller_error(error: BaseException) -> AgentError:
+    """The same for what was asked of a controller: when that cannot be reached, no exporter is lost."""
+    known = as_agent_error(error)
+    return AgentError("controller_lost", known.message, known.data) if known.code == "exporter_lost" else known
 
 
 def one_line(error: BaseException) -> str:
@@ -103,7 +112,9 @@ def _own_code(error: BaseException) -> AgentError | None:
     if isinstance(error, ConsoleError):
         return AgentError(error.code, one_line(error), {**error.data, "retriable": error.retriable})
     if isinstance(error, ImagingError):
-        return AgentError(error.code, one_line(error), {"target_state": error.state, "written_bytes": error.written})
+        return AgentError(
+            error.code or "driver_error", one_line(error), {"target_state": error.state, "written_bytes": error.written}
+        )
     return None
 
 

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from .connection import Connection, open_connection
+from .controllers import Controllers
 from .durations import format_duration
 from .errors import AgentError, as_agent_error
 from .exporter_child import StopBudget
-from .reach import Reach
+from .lease_wish import Wish
+from .reach import ControllerReach, Reach
 
 __all__ = ["HostLease", "LeaseOptions", "LeaseUser", "Place"]
 
@@ -32,6 +34,9 @@ LIFETIMES = ("run", "play", "detached")
 
 DETACHED_SECONDS = 3600.0
 """How long a detached lease lives when the task says nothing."""
+
+_LOSS_SECONDS = 3.0
+"""How long a failed call waits to learn that the exporter died: its end is noticed a moment after its connections."""
 
 _USER_GRACE_SECONDS = 1.0
 _RESOURCE_GRACE_SECONDS = 1.0
@@ -52,13 +57,17 @@ class LeaseUser(Protocol):
 
 @dataclass(frozen=True)
 class LeaseOptions:
-    """What the user asked for. Durations in seconds; None means no limit of its own (the run is the limit)."""
+    """What the user asked for. Durations in seconds; None means no limit of its own (the run is the limit).
+
+    wish: what only controllers know; without effect elsewhere.
+    """
 
     name: str | None = None
     lifetime: str = "run"
     duration: float | None = None
     hold_on_failure: float | None = None
     play: str | None = None
+    wish: Wish = field(default_factory=Wish)
 
 
 @dataclass(frozen=True)
@@ -68,18 +77,26 @@ class Place:
     base: Path
     directory: Path
     holder: str
+    controllers: Controllers = field(default_factory=Controllers)
 
 
 @dataclass(eq=False)
 class HostLease:
-    """The lease of one host. Made by the lease table, used once: after its end a new object takes its place."""
+    """The lease of one host. Made by the lease table, used once: after its end a new object takes its place.
+
+    asked: the reach as the host's variables say it; `reach` may be another one that a task asked for instead.
+    """
 
     host: str
     reach: Reach
+    asked: Reach
     options: LeaseOptions
     place: Place
     recording_dir: Path
     on_end: Callable[[HostLease], None]
+    on_note: Callable[[str, dict[str, Any]], object] | None = None
+    on_event: Callable[[str, dict[str, Any]], object] | None = None
+    on_session: Callable[[HostLease], object] | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(4))
     state: State = "free"
     budget: StopBudget = field(default_factory=StopBudget)
@@ -119,12 +136,56 @@ class HostLease:
     @property
     def name(self) -> str:
         """The user's name for the lease, or one made from the host's."""
-        return self.options.name or self.label
+        granted = self._connection.name if self._connection is not None else None
+        return granted or self.options.name or self.label
+
+    @property
+    def ends_at(self) -> float | None:
+        """When it ends by itself (seconds since 1970), None when it lasts as long as the run."""
+        granted = self._connection.expires_at if self._connection is not None else None
+        return min((end for end in (granted, self.expires_at) if end is not None), default=None)
 
     @property
     def label(self) -> str:
         """The name made from the host's, for files: the user's own may come from a task with no_log."""
         return f"{self.host}-{self.id}"
+
+    async def reason_of_loss(self, seen: AgentError) -> AgentError:
+        """Why an operation really failed that `seen` failed: the end of an exporter is noticed a moment after."""
+        connection = self._connection
+        if "lease" in seen.data:
+            return seen  # it comes from the lease itself
+        events = [self.lost_event, *([connection.broken] if connection is not None else [])]
+        watches = [asyncio.create_task(event.wait()) for event in events]
+        try:
+            await asyncio.wait(watches, timeout=_LOSS_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for watch in watches:
+                watch.cancel()
+        if self.loss is not None:
+            return self.loss
+        if connection is None or not connection.broken.is_set() or connection.name is None:
+            return seen
+        text = f"{seen.message}; lease {connection.name} is still held, the next task waits for {connection.exporter}"
+        return AgentError(seen.code, text, {**seen.data, "lease": connection.name})
+
+    # -- what its connection tells
+
+    def note(self, text: str, **data: Any) -> None:
+        """Show a line to the task that waits for the lease."""
+        self.record("note", text=text, **data)
+        if self.on_note is not None:
+            self.on_note(text, data)
+
+    def record(self, kind: str, **data: Any) -> None:
+        """Add an event to the host's recording."""
+        if self.on_event is not None:
+            self.on_event(kind, data)
+
+    def session_changed(self) -> None:
+        """The exporter was started anew: what was opened in it is opened again."""
+        if self.on_session is not None:
+            self.on_session(self)
 
     async def resource(
         self,
@@ -173,10 +234,12 @@ class HostLease:
                 self._ready.exception()
             raise
 
-    def extend(self, duration: float | None) -> bool:
+    async def extend(self, duration: float | None) -> bool:
         """Let the lease end `duration` seconds from now, if that is later than now planned. Tells whether it moved."""
         if duration is None:
             return False
+        if await self.connection.extend(duration):
+            return True
         if self._deadline is None or time.monotonic() + duration <= self._deadline:
             return False
         self.limit(duration)
@@ -199,10 +262,15 @@ class HostLease:
         self.options = replace(self.options, duration=duration)
         self._changed.set()
 
-    def become_detached(self, seconds: float) -> None:
-        """Outlive the run by `seconds`, under the lease's name."""
+    async def become_detached(self, seconds: float) -> None:
+        """Outlive the run by `seconds`, under the lease's name; by less when a controller does not grant more."""
+        connection = self.connection
         self.options = replace(self.options, lifetime="detached", name=self.name)
         self.limit(seconds)
+        try:
+            await connection.extend(seconds)
+        except AgentError as error:
+            log.warning("%s: %s", self.host, error.message)
 
     async def release(self) -> None:
         """Give the device back; returns when it is."""
@@ -214,10 +282,13 @@ class HostLease:
         ready = self._ready
         assert ready is not None
         try:
-            async with open_connection(self.reach, self.place, self.id, self.host, self.budget) as connection:
+            async with open_connection(
+                self.reach, self.place, self.id, self.host, self.budget, self.options, self
+            ) as connection:
                 self._connection = connection
                 self.acquired_at = time.time()
-                if self.options.duration is not None:
+                # A controller ends its leases itself: it may have granted another time than was asked for.
+                if self.options.duration is not None and not isinstance(self.reach, ControllerReach):
                     self._end_in(self.options.duration)
                 self.state = "held"
                 if not ready.done():
@@ -256,7 +327,8 @@ class HostLease:
                 finally:
                     changed.cancel()
                 if connection.lost in done:
-                    self._lose(AgentError("exporter_lost", connection.lost.result(), {"exporter": self.reach.target}))
+                    error = connection.lost.result()
+                    self._lose(AgentError(error.code, error.message, {"exporter": self.reach.target, **error.data}))
                 elif wanted in done:
                     self._abort_users(AgentError("lease_lost", f"the lease of {self.host} was given back"))
                 elif changed in done:

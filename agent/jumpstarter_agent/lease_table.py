@@ -6,13 +6,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from .errors import AgentError
 from .lease import LIFETIMES, HostLease, LeaseOptions, Place
+from .reach import ControllerReach, Reach
 from .recording import Recording
 from .request import Args, HostRef
 
-__all__ = ["LeaseTable"]
+__all__ = ["LeaseTable", "Note", "options_of", "wished_reach"]
+
+Note = Callable[[str, dict[str, Any]], object]
+"""Takes a line, with details, for the task that waits for a lease."""
 
 
 class LeaseTable:
@@ -26,6 +31,7 @@ class LeaseTable:
         self._closing = False
         self.on_empty: Callable[[], object] | None = None
         self.on_held: Callable[[HostLease], object] | None = None
+        self.on_session: Callable[[HostLease], object] | None = None
 
     @property
     def held(self) -> dict[str, HostLease]:
@@ -45,7 +51,7 @@ class LeaseTable:
         """The held lease with this name."""
         return next((lease for lease in self.held.values() if lease.name == name), None)
 
-    async def ensure(self, host: HostRef, play: str | None) -> HostLease:
+    async def ensure(self, host: HostRef, play: str | None, note: Note | None = None) -> HostLease:
         """The lease of `host`, acquired now when there is none.
 
         A lease that was lost since the last operation is an error once; one that ran out of time stays an error until
@@ -62,18 +68,18 @@ class LeaseTable:
                 if lease.loss.code == "exporter_lost":
                     del self._leases[host.name]
                 raise lease.loss
-            return await self._acquire(host, options_of(host, play))
+            return await self._acquire(host, options_of(host, play), note)
 
-    async def take(self, host: HostRef, options: LeaseOptions) -> tuple[HostLease, bool]:
+    async def take(self, host: HostRef, options: LeaseOptions, note: Note | None = None) -> tuple[HostLease, bool]:
         """The lease of `host` with these options; tells whether it was acquired now."""
         async with self._lock(host.name):
             lease = self._leases.get(host.name)
             if lease is not None and lease.state == "held" and not _left_over(lease, options.play):
-                _check_same_reach(lease, host)
+                _check_same_reach(lease, host, options)
                 return lease, False
             if lease is not None and lease.state == "held":
                 await lease.release()
-            return await self._acquire(host, options), True
+            return await self._acquire(host, options, note), True
 
     async def release(self, host: str) -> bool:
         """Give the lease of `host` back; False when there is none."""
@@ -101,7 +107,7 @@ class LeaseTable:
             # A little longer than each of them has: then only what is stuck is left behind.
             await asyncio.wait([asyncio.create_task(lease.release()) for lease in leases], timeout=seconds + 0.2)
 
-    async def _acquire(self, host: HostRef, options: LeaseOptions) -> HostLease:
+    async def _acquire(self, host: HostRef, options: LeaseOptions, note: Note | None) -> HostLease:
         if self._closing:
             raise AgentError("canceled", "the agent is ending")
         if host.reach is None:
@@ -110,18 +116,24 @@ class LeaseTable:
         if before is not None:
             # Lost, but its exporter may still be switching the device off.
             await before.release()
+        reach = wished_reach(host.reach, options)
         lease = HostLease(
             host=host.name,
-            reach=host.reach,
+            reach=reach,
+            asked=host.reach,
             options=options,
             place=self._place,
             recording_dir=self._recording.directory(host.name),
             on_end=self._ended,
+            on_note=note,
+            on_event=lambda kind, data: self._recording.event(host.name, kind, **data),
+            on_session=self.on_session,
         )
         self._leases[host.name] = lease
-        self._recording.event(host.name, "acquiring", target=host.reach.target)
+        self._recording.event(host.name, "acquiring", target=reach.target)
         await lease.acquire()
-        self._recording.event(host.name, "held", lease=lease.label, target=host.reach.target)
+        lease.on_note = None  # whoever waited has it now
+        self._recording.event(host.name, "held", lease=lease.label, target=lease.connection.exporter)
         if self.on_held is not None:
             self.on_held(lease)
         return lease
@@ -164,10 +176,32 @@ def _left_over(lease: HostLease, play: str | None) -> bool:
     return lease.options.lifetime == "play" and play is not None and lease.options.play not in (None, play)
 
 
-def _check_same_reach(lease: HostLease, host: HostRef) -> None:
-    if host.reach is not None and host.reach != lease.reach:
+def _wishes(options: LeaseOptions | None) -> bool:
+    return options is not None and (options.wish.selector, options.wish.exporter) != (None, None)
+
+
+def wished_reach(reach: Reach, options: LeaseOptions) -> Reach:
+    """`reach` with what a task asked for instead of the host's variables."""
+    wish = options.wish
+    if not _wishes(options):
+        return reach
+    if not isinstance(reach, ControllerReach):
         raise AgentError(
             "invalid",
-            f"{host.name} is leased through {lease.reach.target}, the request says {host.reach.target}; "
+            f"selector and exporter are for leases from a controller, and this host is reached at {reach.target}",
+        )
+    # One of the two given alone is all that is asked for: the host's selector says nothing about another exporter.
+    return replace(reach, selector=wish.selector or "", exporter=wish.exporter)
+
+
+def _check_same_reach(lease: HostLease, host: HostRef, options: LeaseOptions | None = None) -> None:
+    if host.reach is None:
+        return
+    wanted = wished_reach(host.reach, options) if options is not None else host.reach
+    # Without a wish of its own a task takes what the one before has chosen.
+    if wanted != lease.reach and (wanted != lease.asked or _wishes(options)):
+        raise AgentError(
+            "invalid",
+            f"{host.name} is leased through {lease.reach.target}, the request says {wanted.target}; "
             "give the lease back first",
         )

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from .controllers import ClientRef
 from .errors import AgentError
 
-__all__ = ["DirectReach", "LocalReach", "Reach", "parse_reach"]
+__all__ = ["ControllerReach", "DirectReach", "LocalReach", "Reach", "parse_client", "parse_reach"]
 
 
 @dataclass(frozen=True)
@@ -53,31 +54,76 @@ class DirectReach:
         return {"kind": self.kind, "target": self.target}
 
 
-Reach = LocalReach | DirectReach
+@dataclass(frozen=True)
+class ControllerReach:
+    """An exporter that a controller leases to us: one with these labels, or the one of that name.
+
+    client: whose lease it is, and at which controller.
+    """
+
+    selector: str = ""
+    exporter: str | None = None
+    client: ClientRef = field(default_factory=ClientRef)
+
+    kind = "controller"
+
+    @property
+    def target(self) -> str:
+        """What names the exporter in messages and facts, before there is one."""
+        if self.exporter is not None:
+            return f"exporter {self.exporter}" + (f" ({self.selector})" if self.selector else "")
+        return f"an exporter with {self.selector}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The reach as a lease reports it."""
+        return {"kind": self.kind, "target": self.target, "selector": self.selector, "exporter": self.exporter}
+
+
+Reach = LocalReach | DirectReach | ControllerReach
 
 _DIRECT_FILES = ("tls_ca", "tls_cert", "tls_key", "passphrase_file")
 _DIRECT_KEYS = {"endpoint", "insecure", *_DIRECT_FILES}
-_CONTROLLER_KEYS = {"selector", "exporter"}
+_CONTROLLER_KEYS = {"selector", "exporter", "client", "client_config"}
 
 
 def parse_reach(value: dict[str, Any]) -> Reach:
     """Check the ``reach`` object of a request. Which files exist is not looked at here."""
     given = {name: item for name, item in value.items() if item is not None}
-    kinds = [kind for kind in ("exporter_config", "endpoint", "selector", "exporter") if kind in given]
-    if not kinds:
+    ways: list[str] = [name for name in ("exporter_config", "endpoint") if name in given]
+    controller: list[str] = [name for name in ("selector", "exporter") if name in given]
+    if not ways and not controller:
         raise AgentError(
             "invalid",
-            "the host has no way to its device: set jumpstarter_exporter_config (a local exporter) or "
-            "jumpstarter_endpoint (an exporter's own port)",
+            "the host has no way to its device: set jumpstarter_exporter_config (a local exporter), "
+            "jumpstarter_endpoint (an exporter's own port), or jumpstarter_selector or jumpstarter_exporter (a lease "
+            "from a controller)",
         )
-    if "exporter_config" in kinds or "endpoint" in kinds:
-        if len(kinds) > 1:
-            raise AgentError("invalid", f"more than one way to the device is given: {', '.join(kinds)}; keep one")
-        return _parse_local(given) if kinds == ["exporter_config"] else _parse_direct(given)
-    raise AgentError(
-        "unsupported",
-        "reaching a device through a controller (selector, exporter) is not supported yet; use "
-        "jumpstarter_exporter_config or jumpstarter_endpoint",
+    if len(ways) + bool(controller) > 1:
+        raise AgentError(
+            "invalid", f"more than one way to the device is given: {', '.join(ways + controller)}; keep one"
+        )
+    if controller:
+        return _parse_controller(given)
+    return _parse_local(given) if ways == ["exporter_config"] else _parse_direct(given)
+
+
+def parse_client(given: dict[str, Any]) -> ClientRef:
+    """The client configuration that ``client`` (an alias) or ``client_config`` (an absolute path) names."""
+    alias = _text(given, "client") if given.get("client") is not None else None
+    config = _text(given, "client_config") if given.get("client_config") is not None else None
+    if alias is not None and config is not None:
+        raise AgentError("invalid", "client and client_config exclude each other: keep one")
+    if config is not None and not os.path.isabs(config):
+        raise AgentError("invalid", f"client_config {config!r} is not an absolute path")
+    return ClientRef(alias=alias, config=os.path.normpath(config) if config is not None else None)
+
+
+def _parse_controller(given: dict[str, Any]) -> ControllerReach:
+    _refuse_unknown(given, _CONTROLLER_KEYS)
+    return ControllerReach(
+        selector=_text(given, "selector") if "selector" in given else "",
+        exporter=_text(given, "exporter") if "exporter" in given else None,
+        client=parse_client(given),
     )
 
 

@@ -20,9 +20,18 @@ class ActionModule(LabAction):
         "lifetime": {"type": "str", "choices": ["run", "play", "detached"], "default": "run"},
         "hold_on_failure": {"type": "str"},
         "name": {"type": "str"},
+        "timeout": {"type": "str"},
+        "selector": {"type": "str"},
+        "exporter": {"type": "str"},
+        "begin_time": {"type": "str"},
+        "tags": {"type": "dict"},
+        "context": {"type": "dict"},
+        "allow_disabled": {"type": "bool", "default": False},
+        "wait_for_match": {"type": "bool", "default": False},
+        "progress": {"type": "str", "choices": ["auto", "off", "verbose"], "default": "auto"},
     }
     RULES: t.ClassVar[dict[str, t.Any]] = {"required_if": [("lifetime", "detached", ("name",))]}
-    DURATIONS = ("duration", "hold_on_failure")
+    DURATIONS = ("duration", "hold_on_failure", "timeout")
 
     def perform(self, options: dict[str, t.Any]) -> dict[str, t.Any]:
         value = self.ask(self.OP, options)

@@ -86,8 +86,10 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         self._run.playbook = str(playbook._file_name)
         self._run.check = bool(context.CLIARGS.get("check"))
         self._folder = self._make_folder(os.path.abspath(os.path.expanduser(str(self.get_option("report_dir")))))
-        # The agent is started by a worker later on and inherits this.
+        # The agent is started by a worker later on and inherits this. One that the inventory has started is told.
         os.environ["JUMPSTARTER_RECORDING_DIR"] = self._folder
+        if self._folder:
+            self._tell("run_start", {"dir": self._folder})
 
     def v2_playbook_on_play_start(self, play: t.Any) -> None:
         self._play = str(play.get_name())
@@ -116,7 +118,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc]
         for held in told.get("held") or []:
             self._display.display(
                 f"\n{held.get('host')} is kept for inspection until {held.get('until')}. Get it back with the task\n"
-                f"  {held.get('reattach')}"
+                f"  {held.get('reattach')}" + (f"\nor look at it with\n  {held['shell']}" if held.get("shell") else "")
             )
         for name, entry in (told.get("hosts") or {}).items():
             host = self._run.host(name)

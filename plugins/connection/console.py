@@ -93,6 +93,16 @@ options:
     type: str
     vars:
       - name: jumpstarter_exporter
+  client:
+    description: Client configuration to lease with, by its alias. Without it the one that C(jmp) would use.
+    type: str
+    vars:
+      - name: jumpstarter_client
+  client_config:
+    description: Client configuration file to lease with.
+    type: str
+    vars:
+      - name: jumpstarter_client_config
   tls_ca:
     description: File with the certificate authority of the exporter's TLS certificate.
     type: str
@@ -149,7 +159,16 @@ display = Display()
 
 # The device is there but cannot be worked with now: Ansible calls the host unreachable, and waiting or booting helps.
 _UNREACHABLE = frozenset(
-    {"wrong_phase", "unavailable", "exporter_lost", "exporter_failed", "agent_lost", "lease_lost", "busy"}
+    {
+        "wrong_phase",
+        "unavailable",
+        "exporter_lost",
+        "exporter_failed",
+        "agent_lost",
+        "lease_lost",
+        "controller_lost",
+        "busy",
+    }
 )
 
 

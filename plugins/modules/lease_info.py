@@ -38,10 +38,18 @@ EXAMPLES = r"""
 - name: Show the drivers of the board
   ansible.builtin.debug:
     var: info.lease.drivers
+
+- name: Until when a lease of the controller lasts, and on which exporter
+  ansible.builtin.debug:
+    msg: "{{ info.lease.exporter }} until {{ info.lease.expires_at or 'the end of the run' }}"
 """
 
 RETURN = r"""
 ---
+leased:
+  description: Whether this run holds the device.
+  returned: success
+  type: bool
 lease:
   description: The lease, as M(jumpstarter.lab.lease) returns it. C(state) is V(absent) when there is none.
   returned: success

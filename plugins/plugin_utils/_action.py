@@ -131,8 +131,11 @@ class LabAction(ActionBase):  # type: ignore[misc]
 
     def _reach(self) -> dict[str, t.Any]:
         values = {name: self._templar.template(self._vars[name]) for name in VARIABLES if name in self._vars}
-        folders = [str(self._vars[name]) for name in ("inventory_dir", "playbook_dir") if self._vars.get(name)]
-        return find_reach(self.host, values, folders)
+        return find_reach(self.host, values, self.folders())
+
+    def folders(self) -> list[str]:
+        """Where relative paths in host variables are looked for, in this order."""
+        return [str(self._vars[name]) for name in ("inventory_dir", "playbook_dir") if self._vars.get(name)]
 
     def _failure(self, error: Exception) -> dict[str, t.Any]:
         message = str(error)

@@ -20,7 +20,10 @@ _TLS_FILES = {
     "jumpstarter_passphrase_file": "passphrase_file",
 }
 INSECURE = "jumpstarter_insecure"
-VARIABLES = (CONFIG, ENDPOINT, SELECTOR, EXPORTER, *_TLS_FILES, INSECURE)
+# Whose lease it is; without them the client that jmp would use.
+CLIENT = "jumpstarter_client"
+CLIENT_CONFIG = "jumpstarter_client_config"
+VARIABLES = (CONFIG, ENDPOINT, SELECTOR, EXPORTER, *_TLS_FILES, INSECURE, CLIENT, CLIENT_CONFIG)
 
 
 class ReachError(ValueError):
@@ -48,10 +51,21 @@ def find_reach(host: str, values: t.Mapping[str, t.Any], folders: t.Sequence[str
             f"{ENDPOINT} (host:port of a running exporter), or {SELECTOR} or {EXPORTER} (a lease from the controller)"
         )
     if CONFIG in given:
-        return {"exporter_config": _find_file(host, CONFIG, given[CONFIG], folders)}
+        return {"exporter_config": find_file(host, CONFIG, given[CONFIG], folders)}
     if ENDPOINT in given:
         return _endpoint(host, given, folders)
-    return {key: str(given[name]) for name, key in ((SELECTOR, "selector"), (EXPORTER, "exporter")) if name in given}
+    return _leased(host, given, folders)
+
+
+def _leased(host: str, given: dict[str, t.Any], folders: t.Sequence[str]) -> dict[str, t.Any]:
+    reach = {key: str(given[name]) for name, key in ((SELECTOR, "selector"), (EXPORTER, "exporter")) if name in given}
+    if CLIENT in given and CLIENT_CONFIG in given:
+        raise ReachError(f"{host}: {CLIENT} and {CLIENT_CONFIG} are both set; keep one of them")
+    if CLIENT_CONFIG in given:
+        reach["client_config"] = find_file(host, CLIENT_CONFIG, given[CLIENT_CONFIG], folders)
+    elif CLIENT in given:
+        reach["client"] = str(given[CLIENT])
+    return reach
 
 
 def _endpoint(host: str, given: dict[str, t.Any], folders: t.Sequence[str]) -> dict[str, t.Any]:
@@ -62,7 +76,7 @@ def _endpoint(host: str, given: dict[str, t.Any], folders: t.Sequence[str]) -> d
     reach: dict[str, t.Any] = {"endpoint": address}
     for variable, key in _TLS_FILES.items():
         if variable in given:
-            reach[key] = _find_file(host, variable, given[variable], folders)
+            reach[key] = find_file(host, variable, given[variable], folders)
     insecure = str(given.get(INSECURE, "")).lower()
     if insecure in ("true", "yes", "1", "on"):
         if "tls_ca" in reach or "tls_cert" in reach:
@@ -71,7 +85,11 @@ def _endpoint(host: str, given: dict[str, t.Any], folders: t.Sequence[str]) -> d
     return reach
 
 
-def _find_file(host: str, variable: str, value: t.Any, folders: t.Sequence[str]) -> str:
+def find_file(host: str, variable: str, value: t.Any, folders: t.Sequence[str]) -> str:
+    """Absolute path of a file that a variable names, relative ones looked for in *folders*.
+
+    :raises ReachError: no such file is there.
+    """
     path = os.path.expanduser(str(value))
     tried = [os.path.normpath(os.path.join(folder, path)) for folder in folders if folder] or [os.path.abspath(path)]
     for candidate in dict.fromkeys(tried):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import fcntl
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from playing import Stage, remove_runtime
+from playing import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 # The time the issue grants a run to be gone after its ansible-playbook has ended.
@@ -44,24 +43,6 @@ class Bench(Stage):
         """Write an exporter configuration beside the inventory; returns its name."""
         (self.folder / f"{name}.yaml").write_text(yaml.safe_dump(exporter_config(name, export, **more)))
         return f"{name}.yaml"
-
-    def processes(self) -> dict[int, str]:
-        """Living processes of this bench: pid -> command line."""
-        mark = f"XDG_RUNTIME_DIR={self.runtime}\0".encode()
-        found = {}
-        for entry in Path("/proc").iterdir():
-            if not entry.name.isdigit():
-                continue
-            try:
-                if mark not in (entry / "environ").read_bytes() + b"\0":
-                    continue
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-            except OSError:
-                continue  # it ended while we looked
-            if state not in "ZX":
-                found[int(entry.name)] = command
-        return found
 
     def pids(self, word: str) -> list[int]:
         """Processes of this bench with `word` in their command line."""
@@ -97,15 +78,6 @@ class Bench(Stage):
                 return process
         process.wait(timeout=60)
         raise AssertionError(f"{words!r} never came: {''.join(seen)}")
-
-    def close(self) -> None:
-        """End what a failing test has left."""
-        for pid in self.processes():
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        remove_runtime(self.runtime)
 
 
 def build_image(script: str) -> Path:

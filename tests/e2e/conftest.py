@@ -12,10 +12,17 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "controller"))
 
 from benches import Bench, board_config, build_image
+from labs import Lab
 
 EMULATED = {"arm64", "arm64_image", "x86_image"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Marks of this folder."""
+    config.addinivalue_line("markers", "lab_settings(**settings): settings of the controller of the fixture `lab`")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
@@ -38,6 +45,15 @@ def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
     yield make
     for one in made:
         one.close()
+
+
+@pytest.fixture
+def lab(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A running controller without exporters, with the settings of a mark `lab_settings`; all of it ends here."""
+    mark = request.node.get_closest_marker("lab_settings")
+    made = Lab.start(tmp_path / "lab", **(mark.kwargs if mark is not None else {}))
+    yield made
+    made.close()
 
 
 @pytest.fixture(scope="session")

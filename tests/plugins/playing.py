@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,16 @@ from typing import Any
 import yaml
 
 FAKE = Path(__file__).parent / "fake"
+
+# A run must not outlive the test, not even when pytest itself is killed (a time limit, kill -9): the kernel ends it
+# then, and its agent sees that. In a program of its own, because a preexec_fn may not run Python safely.
+_LAUNCHER = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
+if os.getppid() != int(sys.argv[1]):
+    os._exit(1)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Stage:
     def __init__(self, folder: Path, hosts: dict[str, dict[str, Any]], **variables: Any) -> None:
         self.folder = folder
         self.prefix: list[str] = []
+        self._started: list[subprocess.Popen[str]] = []
         # Unix sockets have 108 bytes for their path: pytest's folders are too long for some.
         self.runtime = Path(tempfile.mkdtemp(prefix="jl-", dir="/tmp"))
         inventory = {"duts": {"hosts": hosts, "vars": {"ansible_connection": "jumpstarter.lab.console", **variables}}}
@@ -86,8 +98,10 @@ class Stage:
 
     def start(self, playbook: Path, *args: str, **env: str) -> subprocess.Popen[str]:
         """The run in the background, as the leader of a process group of its own."""
-        return subprocess.Popen(
-            self.command(playbook, *args),
+        command = self.command(playbook, *args)
+        command[0] = shutil.which(command[0]) or command[0]
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *command],
             cwd=self.folder,
             env={**self.env, **env},
             stdin=subprocess.DEVNULL,
@@ -96,6 +110,25 @@ class Stage:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
+
+    def processes(self) -> dict[int, str]:
+        """Living processes of this stage: pid -> command line."""
+        return processes_of(self.runtime)
+
+    def close(self) -> None:
+        """End what a failing test has left, reap it, and remove the runtime folder."""
+        for process in self._started:
+            if process.poll() is None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
+        for pid in self.processes():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in self._started:
+            process.communicate()
+        remove_runtime(self.runtime)
 
     def run(
         self, tasks: list[dict[str, Any]], *args: str, timeout: float = 300, play: Any = None, **env: str
@@ -126,6 +159,25 @@ class Stage:
                 task = tasks.setdefault(entry["uuid"], {"task": entry["task"], "t": entry["t"], "hosts": {}})
                 task["hosts"][entry["host"]] = entry["result"]
         return Played(process.returncode, stdout, "", list(tasks.values()))
+
+
+def processes_of(runtime: Path) -> dict[int, str]:
+    """Living processes that have `runtime` as their runtime directory: pid -> command line."""
+    mark = f"XDG_RUNTIME_DIR={runtime}\0".encode()
+    found = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            if mark not in (entry / "environ").read_bytes() + b"\0":
+                continue
+            state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        except OSError:
+            continue  # it ended while we looked
+        if state not in "ZX":
+            found[int(entry.name)] = command
+    return found
 
 
 def remove_runtime(folder: Path | str) -> None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playing import Stage, remove_runtime
+from playing import Stage
 
 TASK = {"name": "Do it"}
 
@@ -22,7 +22,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     (tmp_path / "image.img").write_bytes(b"image")
     stage = Stage(tmp_path, {"dut1": {"jumpstarter_exporter_config": "board.yaml"}})
     yield stage
-    remove_runtime(stage.runtime)
+    stage.close()
 
 
 def test_request_has_what_the_contract_says(stage: Stage) -> None:
@@ -117,15 +117,13 @@ def test_nonsense_from_the_agent_is_an_error_not_a_traceback(stage: Stage, raw: 
     assert "Traceback" not in played.output
 
 
-def test_ten_hosts_start_one_agent(tmp_path: Path) -> None:
-    (tmp_path / "board.yaml").write_text("a: board\n")
-    stage = Stage(tmp_path, {f"dut{n}": {"jumpstarter_exporter_config": "board.yaml"} for n in range(10)})
+def test_ten_hosts_start_one_agent(make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage(*(f"dut{n}" for n in range(10)))
     stage.fake_agent({})
     played = stage.run([{**TASK, "jumpstarter.lab.power": {}}], "--forks", "10")
     assert played.rc == 0, played.output
     assert len(stage.asked("start")) == 1
     assert len(stage.asked("power")) == 10
-    remove_runtime(stage.runtime)
 
 
 def test_the_agent_watches_ansible_playbook_itself_and_no_worker(stage: Stage) -> None:
@@ -214,11 +212,8 @@ def test_bad_options_fail_before_an_agent_is_started(stage: Stage, task: dict[st
     assert stage.asked() == []
 
 
-def test_delegated_task_acts_on_the_other_host(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.yaml").write_text("a: board\n")
-    hosts = {name: {"jumpstarter_exporter_config": f"{name}.yaml"} for name in ("one", "two")}
-    stage = Stage(tmp_path, hosts)
+def test_delegated_task_acts_on_the_other_host(make_stage: Callable[..., Stage]) -> None:
+    stage = make_stage("one", "two")
     stage.fake_agent({"console_exec": [{"result": {"rc": 0, "stdout_b64": "aGkK", "stderr_b64": ""}}]})
     tasks: list[dict[str, Any]] = [
         {**TASK, "jumpstarter.lab.power": {}, "delegate_to": "two"},
@@ -229,7 +224,6 @@ def test_delegated_task_acts_on_the_other_host(tmp_path: Path) -> None:
     for op in ("power", "console_exec"):
         host = stage.asked(op)[0]["host"]
         assert host["name"] == "two" and host["reach"]["exporter_config"].endswith("two.yaml")
-    remove_runtime(stage.runtime)
 
 
 def test_lease_publishes_connection_variables_for_later_tasks(stage: Stage) -> None:
@@ -248,11 +242,10 @@ def test_lease_publishes_connection_variables_for_later_tasks(stage: Stage) -> N
     assert "restricted key" not in played.output
 
 
-def test_delegated_lease_publishes_to_the_device_and_not_to_the_host_of_the_play(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        (tmp_path / f"{name}.yaml").write_text("a: board\n")
-    hosts = {name: {"jumpstarter_exporter_config": f"{name}.yaml"} for name in ("one", "two")}
-    stage = Stage(tmp_path, hosts)
+def test_delegated_lease_publishes_to_the_device_and_not_to_the_host_of_the_play(
+    make_stage: Callable[..., Stage],
+) -> None:
+    stage = make_stage("one", "two")
     facts = {"ansible_host": "two.lab"}
     stage.fake_agent({"lease": [{"result": {"changed": True, "lease": {"name": "l"}, "ansible_facts": facts}}]})
     tasks: list[dict[str, Any]] = [
@@ -265,4 +258,3 @@ def test_delegated_lease_publishes_to_the_device_and_not_to_the_host_of_the_play
     played = stage.run(tasks, "--limit", "one")
     assert played.rc == 0, played.output
     assert played.result("one", 1)["msg"] == "one two.lab"
-    remove_runtime(stage.runtime)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playing import Stage, remove_runtime
+from playing import Stage
 
 
 def answer(rc: int = 0, stdout: bytes = b"", stderr: bytes = b"") -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     (tmp_path / "board.yaml").write_text("a: board\n")
     stage = Stage(tmp_path, {"dut1": {"jumpstarter_exporter_config": "board.yaml"}})
     yield stage
-    remove_runtime(stage.runtime)
+    stage.close()
 
 
 def test_raw_gives_exit_status_stdout_and_stderr_apart(stage: Stage) -> None:

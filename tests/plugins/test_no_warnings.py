@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playing import Stage, remove_runtime
+from playing import Stage
 
 ROOT = Path(__file__).resolve().parents[2]
 EXECUTED = {"result": {"rc": 0, "stdout_b64": "aGkK", "stderr_b64": ""}}
 # What the actions cannot do without; the others have a default for everything.
 OPTIONS: dict[str, dict[str, Any]] = {
+    "access_policy": {"name": "nightly", "rules": [{"priority": 1}]},
     "call": {"driver": "power", "method": "status"},
+    "client": {"name": "ci", "state": "absent"},
     "console": {"action": "send", "send": "x"},
     "copy_from": {"src": "/etc/hostname", "dest": "here"},
     "copy_to": {"src": "image.img", "dest": "/tmp/image"},
+    "exporter": {"name": "virt-1", "state": "absent"},
     "flash": {"src": "image.img"},
     "forward": {"driver": "ssh"},
     "operation": {"id": "op-1"},
@@ -43,7 +46,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     stage = Stage(tmp_path, {"dut1": {"jumpstarter_exporter_config": "board.yaml"}})
     stage.env["ANSIBLE_DEPRECATION_WARNINGS"] = "1"
     yield stage
-    remove_runtime(stage.runtime)
+    stage.close()
 
 
 def warnings(text: str) -> list[str]:

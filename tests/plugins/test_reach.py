@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from ansible_collections.jumpstarter.lab.plugins.plugin_utils._reach import ReachError, find_reach
 
@@ -59,6 +60,18 @@ def test_selector_and_exporter_go_together() -> None:
     assert reach == {"selector": "board=rpi4", "exporter": "rpi-1"}
 
 
+def test_lease_names_its_client_by_alias_or_by_a_file_beside_the_inventory(folders: list[str]) -> None:
+    asked = {"jumpstarter_selector": "board=rpi4"}
+    assert find_reach("b", {**asked, "jumpstarter_client": "nightly"}, folders)["client"] == "nightly"
+    reach = find_reach("b", {**asked, "jumpstarter_client_config": "board.yaml"}, folders)
+    assert reach == {"selector": "board=rpi4", "client_config": f"{folders[0]}/board.yaml"}
+
+
+def test_client_of_a_group_is_no_matter_for_a_host_with_another_way(folders: list[str]) -> None:
+    reach = find_reach("b", {"jumpstarter_endpoint": "lab:1", "jumpstarter_client": "nightly"}, folders)
+    assert reach == {"endpoint": "lab:1"}
+
+
 def test_empty_variable_counts_as_unset(folders: list[str]) -> None:
     reach = find_reach("b", {"jumpstarter_exporter_config": "", "jumpstarter_endpoint": "[::1]:5"}, folders)
     assert reach == {"endpoint": "[::1]:5"}
@@ -75,6 +88,14 @@ def test_empty_variable_counts_as_unset(folders: list[str]) -> None:
         (
             {"jumpstarter_endpoint": "a:1", "jumpstarter_selector": "x=y"},
             ["jumpstarter_endpoint and jumpstarter_selector"],
+        ),
+        (
+            {"jumpstarter_selector": "x=y", "jumpstarter_client": "a", "jumpstarter_client_config": "board.yaml"},
+            ["jumpstarter_client and jumpstarter_client_config", "keep one"],
+        ),
+        (
+            {"jumpstarter_exporter": "e", "jumpstarter_client_config": "no.yaml"},
+            ["jumpstarter_client_config", "no.yaml"],
         ),
         ({"jumpstarter_endpoint": "lab"}, ["host:port", '"lab"']),
         ({"jumpstarter_endpoint": "lab:99999"}, ["host:port"]),
@@ -94,3 +115,12 @@ def test_mistakes_name_the_host_and_the_variables(
     assert "\n" not in str(error.value)
     for word in words:
         assert word in str(error.value)
+
+
+def test_console_connection_knows_every_variable() -> None:
+    from ansible_collections.jumpstarter.lab.plugins.connection import console
+    from ansible_collections.jumpstarter.lab.plugins.plugin_utils._reach import VARIABLES
+
+    options = yaml.safe_load(console.DOCUMENTATION)["options"]
+    for variable in VARIABLES:
+        assert options[variable.removeprefix("jumpstarter_")]["vars"] == [{"name": variable}]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playing import Played, Stage, remove_runtime
+from playing import Played, Stage
 
 from ansible_collections.jumpstarter.lab.plugins.plugin_utils._report import write_whole
 
@@ -37,7 +37,7 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
     hosts = {name: {"jumpstarter_exporter_config": "board.yaml"} for name in ("dut1", "dut2")}
     stage = Stage(tmp_path, hosts, board_password="hunter2-secret")
     yield stage
-    remove_runtime(stage.runtime)
+    stage.close()
 
 
 def recorded(stage: Stage, *args: str, tasks: list[dict[str, Any]], **env: str) -> tuple[Played, Path]:

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
 
 from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 
-from jumpstarter.common.exceptions import JumpstarterException
+from jumpstarter.common.exceptions import ConnectionError, JumpstarterException
 
 from .transport import Chunk
 
@@ -23,11 +23,17 @@ class NodeConsole:
 
     An exporter of ours keeps a log with positions, so that nothing is missed between tasks and every gap is known,
     and takes writes under the name ``owner``. A Jumpstarter 0.9 exporter has one raw stream, used both ways.
+
+    again: called when the connection to the exporter breaks; returns when it can be used as before, and then the log is
+    read on from where it was. Raises when there is no such way back.
     """
 
-    def __init__(self, node: AsyncNode, *, owner: str = "") -> None:
+    def __init__(
+        self, node: AsyncNode, *, owner: str = "", again: Callable[[], Awaitable[object]] | None = None
+    ) -> None:
         self._node = node
         self._owner = owner
+        self._again = again
         self._logged = node.has_method("follow") and node.has_method("write") and node.has_method("position")
         self._stack = AsyncExitStack()
         self._stream: Any = None
@@ -44,8 +50,8 @@ class NodeConsole:
     async def chunks(self) -> AsyncIterator[Chunk]:
         """What the device says from :meth:`open` on, with the comings and goings of its port."""
         if self._logged:
-            async for item in self._node.streamingcall("follow", self._since):
-                yield Chunk(int(item["seq"]), item["data"], str(item.get("event") or ""))
+            async for chunk in self._logged_chunks():
+                yield chunk
             return
         seq = 0
         while True:
@@ -57,6 +63,19 @@ class NodeConsole:
                 raise EOFError(f"the console stream broke: {error}") from error
             yield Chunk(seq, data)
             seq += len(data)
+
+    async def _logged_chunks(self) -> AsyncIterator[Chunk]:
+        while True:
+            try:
+                async for item in self._node.streamingcall("follow", self._since):
+                    seq, data = int(item["seq"]), item["data"]
+                    self._since = max(self._since, seq + len(data))
+                    yield Chunk(seq, data, str(item.get("event") or ""))
+                return
+            except ConnectionError:
+                if self._again is None:
+                    raise
+                await self._again()
 
     async def write(self, data: bytes) -> None:
         """Send bytes to the device."""

@@ -105,6 +105,11 @@ class ConsoleSession:
         return self._line.name
 
     @property
+    def failure(self) -> str | None:
+        """Why nothing is read any more, None while all is well."""
+        return self._line.failure
+
+    @property
     def phase(self) -> Phase:
         """Where the device is, as far as what it said tells."""
         return self._line.tracker.phase

@@ -4,13 +4,30 @@
 from __future__ import annotations
 
 from ..context import OperationFunction
-from . import agent_ops, call, console, files, flash, forward, lease, operation, power, recording, storage, stream
+from . import (
+    admin,
+    agent_ops,
+    call,
+    console,
+    controller,
+    files,
+    flash,
+    forward,
+    lease,
+    operation,
+    power,
+    recording,
+    storage,
+    stream,
+)
 
 __all__ = ["BACKGROUND", "OPERATIONS"]
 
 OPERATIONS: dict[str, OperationFunction] = {
+    "access_policy": admin.admin_policy,
     "boot": console.boot,
     "call": call.call,
+    "client": admin.admin_client,
     "console": console.console,
     "console_attach": console.attach,
     "console_exec": console.exec_command,
@@ -19,6 +36,8 @@ OPERATIONS: dict[str, OperationFunction] = {
     "console_reset": console.reset,
     "copy_from": files.copy_from,
     "copy_to": files.copy_to,
+    "exporter": admin.admin_exporter,
+    "exporter_info": controller.exporters,
     "flash": flash.flash,
     "forward": forward.forward,
     "lease": lease.lease,

@@ -7,6 +7,8 @@ import base64
 import binascii
 from typing import Any
 
+from jumpstarter.common.exceptions import DriverError
+
 from ..context import Context
 from ..errors import AgentError
 from ..json_values import to_json
@@ -34,8 +36,19 @@ async def call(ctx: Context) -> dict[str, Any]:
         return {"changed": True, "value": None, "simulated": True}
     if info is not None and info.kind == "stream":
         return {"changed": not readonly, **await _collect(node, method, positional, named, max_items)}
-    value = await node.call(method, *positional, **named)
+    try:
+        value = await node.call(method, *positional, **named)
+    except DriverError as error:
+        if info is not None or not _is_streaming(error):
+            raise
+        # Refused before anything was done, so it can be asked again the other way.
+        return {"changed": True, **await _collect(node, method, positional, named, max_items)}
     return {"changed": not readonly, "value": to_json(value)}
+
+
+def _is_streaming(error: DriverError) -> bool:
+    """Whether Jumpstarter 0.9, which does not describe its drivers, says that the method is no plain call."""
+    return error.code == "NOT_FOUND" and "missing marker" in (error.details or "")
 
 
 async def _collect(

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,9 +43,9 @@ class _Wanted:
 
 
 class _Forward:
-    """A listener and its open connections."""
+    """A listener and its open connections. node: finds the driver; an exporter that was started anew has another."""
 
-    def __init__(self, wanted: _Wanted, node: Any) -> None:
+    def __init__(self, wanted: _Wanted, node: Callable[[], Any]) -> None:
         self.wanted = wanted
         self._node = node
         self._server: asyncio.Server | None = None
@@ -114,7 +115,7 @@ class _Forward:
         self._connections.add(task)
         peer = Peer(reader, writer)
         try:
-            async with self._node.stream(self.wanted.method) as opened:
+            async with self._node().stream(self.wanted.method) as opened:
                 await relay(peer, opened)
         except asyncio.CancelledError:
             log.debug("forward to %s closed", self.wanted.driver)
@@ -169,7 +170,7 @@ async def _open(ctx: Context, wanted: _Wanted) -> dict[str, Any]:
         return {"changed": True, "address": None, "host": None, "port": None, "path": None, "simulated": True}
 
     async def make() -> _Forward:
-        made = _Forward(wanted, node)
+        made = _Forward(wanted, lambda: lease.connection.session.node(wanted.driver))
         await made.open()
         return made
 

@@ -1,0 +1,29 @@
+# Copyright (c) 2026, the jumpstarter.lab contributors
+# GNU General Public License v3.0+ (see LICENSES/GPL-3.0-or-later.txt or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Action of the module client."""
+
+from __future__ import annotations
+
+import typing as t
+
+from ansible_collections.jumpstarter.lab.plugins.plugin_utils._controller import (
+    CONTROLLER_RULES,
+    CONTROLLER_SPEC,
+    SUBJECT_SPEC,
+    SubjectAction,
+)
+
+
+class ActionModule(SubjectAction):
+    """Makes, changes or removes a client of the lab."""
+
+    OP = "client"
+    SPEC: t.ClassVar[dict[str, dict[str, t.Any]]] = {
+        **CONTROLLER_SPEC,
+        **SUBJECT_SPEC,
+        "administrator": {"type": "bool"},
+        "allow": {"type": "list", "elements": "str"},
+        "unsafe": {"type": "bool", "default": False},
+    }
+    RULES: t.ClassVar[dict[str, t.Any]] = CONTROLLER_RULES
