@@ -22,20 +22,11 @@ from jumpstarter.client.aio import connect
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.exceptions import DriverInvalidArgument, DriverMethodNotImplemented
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 @pytest.fixture(scope="session")
-def original() -> Path:
+def original_interpreter(original: Path) -> Path:
     """Interpreter of a virtual environment with the original in it."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        from original import original_python
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
-    python = original_python()
-    assert python is not None, "jumpstarter 0.9.0 could not be installed from PyPI"
-    return python
+    return original / "python"
 
 
 def _config(path: Path, drivers: dict[str, object]) -> Path:
@@ -63,7 +54,7 @@ def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def test_client_of_the_original_drives_our_exporter(original: Path, tmp_path: Path) -> None:
+def test_client_of_the_original_drives_our_exporter(original_interpreter: Path, tmp_path: Path) -> None:
     config = _config(
         tmp_path / "ours.json",
         {
@@ -101,7 +92,7 @@ with env() as client:
         assert exporter.stdout.readline().startswith("READY")
         env = {**os.environ, "JUMPSTARTER_HOST": str(path), "JMP_DRIVERS_ALLOW": "UNSAFE", "TERM": "dumb"}
         done = subprocess.run(
-            [original, "-c", program], env=env, capture_output=True, text=True, timeout=90, check=False
+            [original_interpreter, "-c", program], env=env, capture_output=True, text=True, timeout=90, check=False
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[:3] == [
@@ -112,7 +103,7 @@ with env() as client:
         want = hashlib.sha256(image.read_bytes()).hexdigest()
         assert hashlib.sha256((tmp_path / "disk.img").read_bytes()).hexdigest() == want
         assert hashlib.sha256((tmp_path / "dump.bin").read_bytes()).hexdigest() == want
-        done = subprocess.run([original.parent / "j", "power", "on"], env=env, timeout=60, check=False)
+        done = subprocess.run([original_interpreter.parent / "j", "power", "on"], env=env, timeout=60, check=False)
         assert done.returncode == 0
 
 
@@ -128,7 +119,7 @@ def _wait_port(process: subprocess.Popen[str], port: int) -> None:
     raise AssertionError("the original's exporter does not listen")
 
 
-def test_our_client_drives_an_exporter_of_the_original(original: Path, tmp_path: Path) -> None:
+def test_our_client_drives_an_exporter_of_the_original(original_interpreter: Path, tmp_path: Path) -> None:
     config = _config(
         tmp_path / "theirs.yaml",
         {
@@ -140,7 +131,7 @@ def test_our_client_drives_an_exporter_of_the_original(original: Path, tmp_path:
     )
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])  # the original cannot choose a port itself
-    argv = [original.parent / "jmp", "run", "--exporter-config", config]
+    argv = [original_interpreter.parent / "jmp", "run", "--exporter-config", config]
     argv += ["--tls-grpc-listener", f"127.0.0.1:{port}", "--tls-grpc-insecure"]
     image = os.urandom(3 << 20)
 
