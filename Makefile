@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # make demo   flash, boot and verify an emulated board; the report's path is the last line
+# make demo-lab  a controller, three exporters, and a play over all of them; demo-lab ARGS=--keep lets the lab stay
 # make test   every test, the end-to-end plays included
 # make lint   ruff, mypy, ansible-lint, yamllint
 # make bench  ours beside the raw limits and the original; writes build/bench.json
+# make bench-controller  leases, memory and tunnels of a controller under 10 to 1,000 exporters; build/bench-controller.json
 # make proto  the Python stubs of proto/
 # make reference  the pages of docs/reference/, from the code
 # make sanity ansible-test sanity on a copy of the collection
@@ -18,12 +20,12 @@ WORKERS ?= 2
 DEBIAN_BASE := python3 python3-venv
 DEBIAN_DEMO := qemu-system-arm u-boot-qemu mtools ipxe-qemu openssh-client
 DEBIAN_TEST := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs syslinux syslinux-common uidmap cpio \
-	fakeroot git busybox openssh-server bzip2 xz-utils zstd
+	fakeroot git busybox openssh-server bzip2 xz-utils zstd postgresql-15 iproute2
 
 .DELETE_ON_ERROR:
 # Installing Debian packages, making the environment and building images would only get in one another's way.
 .NOTPARALLEL:
-.PHONY: help demo test lint bench proto reference sanity matrix collection images image-arm64 image-x86 venv dev \
+.PHONY: help demo demo-lab test lint bench bench-controller proto reference sanity matrix collection images image-arm64 image-x86 venv dev \
 	debian-demo debian-test clean distclean
 
 help:
@@ -74,6 +76,9 @@ IN_VENV := PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONUNBUFFERED=1
 demo: debian-demo $(VENV)/.run image-arm64
 	$(IN_VENV) ansible-playbook -i inventories/demo.yml playbooks/flash_and_test.yml
 
+demo-lab: debian-demo $(VENV)/.run image-arm64
+	$(IN_VENV) python tools/demo_lab.py $(ARGS)
+
 test: debian-test $(VENV)/.dev images
 	$(IN_VENV) pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
 
@@ -85,6 +90,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(IN_VENV) python bench/run.py
+
+bench-controller: debian-test $(VENV)/.dev
+	$(IN_VENV) python bench/controller.py
 
 proto: $(VENV)/.dev
 	$(BIN)/python proto/generate.py

@@ -46,6 +46,13 @@ def _type(hint: Any) -> str:
         return "any"
     if isinstance(hint, type) and typing.get_origin(hint) is None:
         return hint.__name__
+    if typing.get_origin(hint) is typing.Annotated:
+        return _type(typing.get_args(hint)[0])
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(f"`{value}`" for value in typing.get_args(hint))
+    if typing.get_origin(hint) in (list, dict):
+        inner = ", ".join(_type(argument) for argument in typing.get_args(hint))
+        return f"{typing.get_origin(hint).__name__}[{inner}]"
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " | ".join("null" if a is type(None) else _type(a) for a in typing.get_args(hint))
     # Names without the modules they live in: dict[str, jumpstarter.config.x.Node] is dict[str, Node].
@@ -134,6 +141,10 @@ def drivers() -> str:
 # Configuration ---------------------------------------------------------------------------------------------------
 
 
+#: What a configuration class says whose module shows an example.
+_WHOLE_FILE = "One file; see the top of this module."
+
+
 def configuration() -> str:
     """The configuration files, key by key."""
     from pydantic import BaseModel
@@ -141,6 +152,8 @@ def configuration() -> str:
     from jumpstarter.config.client import ClientConfigV1Alpha1
     from jumpstarter.config.exporter import ExporterConfigV1Alpha1
     from jumpstarter.config.user import UserConfigV1Alpha1
+    from jumpstarter_controller.config import ControllerConfig
+    from jumpstarter_controller.router_config import RouterConfig
 
     lines = ["# Configuration files\n"]
 
@@ -156,8 +169,20 @@ def configuration() -> str:
                     many = ".<name>" if "dict[" in str(field.annotation) else ""
                     yield from keys(inner, f"{key}{many}.", (*seen, inner))
 
-    for model in (ExporterConfigV1Alpha1, ClientConfigV1Alpha1, UserConfigV1Alpha1):
-        lines += [f"## {model.__name__.removesuffix('V1Alpha1')}\n", inspect.cleandoc(model.__doc__ or ""), ""]
+    files: tuple[type[BaseModel], ...] = (
+        ExporterConfigV1Alpha1,
+        ClientConfigV1Alpha1,
+        UserConfigV1Alpha1,
+        ControllerConfig,
+        RouterConfig,
+    )
+    for model in files:
+        about = inspect.cleandoc(model.__doc__ or "")
+        lines += [f"## {model.__name__.removesuffix('V1Alpha1')}\n", about.removesuffix(_WHOLE_FILE), ""]
+        if model.__doc__ == _WHOLE_FILE:
+            # The module's own text has the file as one would write it.
+            example = (sys.modules[model.__module__].__doc__ or "").partition("\n\n")[2].strip()
+            lines += ["```yaml", example, "```\n"]
         lines += ["| key | type | default |", "|---|---|---|", *keys(model, "", (model,)), ""]
     return "\n".join(lines)
 
@@ -186,6 +211,7 @@ def _models(hint: Any) -> Iterator[type[Any]]:
 def commands() -> str:
     """The command lines with their options."""
     from jumpstarter_cli.jmp import jmp
+    from jumpstarter_controller.main import cli
 
     lines = ["# Commands\n"]
 
@@ -203,6 +229,7 @@ def commands() -> str:
         "## `j`\n\nInside `jmp shell` (or a play's lease): `j DRIVER COMMAND ...`, one command group per driver of\n"
         "the exporter, as its client defines it. `j --help` lists them.\n"
     )
+    walk(cli, "jumpstarter-controller", None)
     return "\n".join(lines)
 
 
@@ -271,7 +298,12 @@ def actions() -> str:
     lines = ["# The collection `jumpstarter.lab`\n"]
     at = len(lines)
     common: list[str] = []
-    groups = [("Action", "modules"), ("Connection", "connection"), ("Callback", "callback")]
+    groups = [
+        ("Action", "modules"),
+        ("Inventory", "inventory"),
+        ("Connection", "connection"),
+        ("Callback", "callback"),
+    ]
     for title, folder in groups:
         for path in sorted((ROOT / "plugins" / folder).glob("*.py")):
             texts = _documentation(path)

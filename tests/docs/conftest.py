@@ -13,6 +13,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "storage"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "controller"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "lab_plays"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
 
 from benches import build_image
 from guide_board import Board

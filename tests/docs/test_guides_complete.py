@@ -103,7 +103,7 @@ _VARIABLE = re.compile(
 def _sources() -> str:
     """Everything that messages are made of, with the parts of a text that the code writes one below another joined."""
     text = ""
-    for folder in ("exporter", "drivers", "agent", "plugins", "cli"):
+    for folder in ("exporter", "drivers", "agent", "plugins", "cli", "controller"):
         for path in (ROOT / folder).rglob("*.py"):
             text += path.read_text()
     return re.sub(r"""["']\s*\n\s*f?["']""", "", text).replace('\\"', '"')
