@@ -163,7 +163,7 @@ def _listener(running: RunningController, name: str) -> str:
 def _post(tx: Transaction, dial: str, session: str) -> None:
     from jumpstarter_controller.handover import post
 
-    post(tx, dial, session, "router:1", "x" * 2000)
+    post(tx, dial, session, "router:1", "x" * 20_000)  # more than any window of HTTP/2 takes
 
 
 def _outcome(tx: Transaction, dial: str) -> tuple[bool, str]:
