@@ -144,11 +144,6 @@ def delete_client(reach: Reach, force: bool, with_file: bool, output: str | None
 
     Their tokens are worth nothing from then on.
     """
-    from jumpstarter_cli.admin_files import delete_file
+    from jumpstarter_cli.admin_files import delete_subjects
 
-    async def work(admin: AdminClient, name: str) -> None:
-        await admin.delete_client(name, force=force)
-        if with_file:
-            delete_file("client", name)
-
-    return reach.for_each(names, work, "client {} deleted", output)
+    return delete_subjects(reach, "client", names, force, with_file, output)

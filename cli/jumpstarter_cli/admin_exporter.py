@@ -179,11 +179,6 @@ def delete_exporter(reach: Reach, force: bool, with_file: bool, output: str | No
 
     Their tokens are worth nothing from then on.
     """
-    from jumpstarter_cli.admin_files import delete_file
+    from jumpstarter_cli.admin_files import delete_subjects
 
-    async def work(admin: AdminClient, name: str) -> None:
-        await admin.delete_exporter(name, force=force)
-        if with_file:
-            delete_file("exporter", name)
-
-    return reach.for_each(names, work, "exporter {} deleted", output)
+    return delete_subjects(reach, "exporter", names, force, with_file, output)

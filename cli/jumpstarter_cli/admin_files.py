@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from jumpstarter.client.admin import AdminClient, Credential
     from jumpstarter.config.client import ClientConfigV1Alpha1
     from jumpstarter.config.exporter import ExporterConfigV1Alpha1
+    from jumpstarter_cli.admin_common import Reach
 
-__all__ = ["Destination", "opt_destination", "opt_drivers"]
+__all__ = ["Destination", "ask_to_save", "delete_subjects", "opt_destination", "opt_drivers"]
 
 _STDOUT = "-"
 
@@ -148,6 +149,19 @@ def ask_to_save(destination: Destination, kind: str, nointeractive: bool) -> Des
     return Destination(
         click.confirm(f"Save a configuration file for this {kind}?", default=True, err=True), None, destination.insecure
     )
+
+
+def delete_subjects(
+    reach: Reach, kind: str, names: tuple[str, ...], force: bool, with_file: bool, output: str | None
+) -> int:
+    """Delete clients or exporters, on request with their files; the exit code."""
+
+    async def work(admin: AdminClient, name: str) -> None:
+        await (admin.delete_client if kind == "client" else admin.delete_exporter)(name, force=force)
+        if with_file:
+            delete_file(kind, name)
+
+    return reach.for_each(names, work, f"{kind} {{}} deleted", output)
 
 
 def delete_file(kind: str, name: str) -> Path | None:

@@ -35,12 +35,12 @@ attributes:
     description: Can be used with the C(async) keyword.
     support: none
   become:
-    description: Can be used with C(become); the exporter decides what may be done, not the user on the device.
+    description: Can be used with C(become); exporter and controller decide what may be done.
     support: none
   connection:
-    description: Uses the connection of the host; these actions reach the exporter, whatever the connection is.
+    description: Uses the connection of the host; these actions reach exporter and controller whatever it is.
     support: none
   delegation:
-    description: Can be used with C(delegate_to); acts on the exporter of the host named there.
+    description: Can be used with C(delegate_to); the variables of the host named there count.
     support: full
 """

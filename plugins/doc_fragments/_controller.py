@@ -64,29 +64,3 @@ options:
     type: bool
     default: false
 """
-
-    # The standard attributes, for actions that are about the lab and not about a device.
-    ATTRIBUTES = r"""
-options: {}
-attributes:
-  action:
-    description: Is an action plugin and runs on the control node.
-    support: full
-  action_group:
-    description: Member of the action group C(jumpstarter.lab.lab), for C(module_defaults).
-    support: full
-    membership:
-      - jumpstarter.lab.lab
-  async:
-    description: Can be used with the C(async) keyword.
-    support: none
-  become:
-    description: Can be used with C(become).
-    support: none
-  connection:
-    description: Uses the connection of the host.
-    support: none
-  delegation:
-    description: Can be used with C(delegate_to); only the host variables that name the client matter.
-    support: full
-"""

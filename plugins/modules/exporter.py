@@ -18,7 +18,7 @@ extends_documentation_fragment:
   - jumpstarter.lab._controller.administrator
   - jumpstarter.lab._controller.subject
   - jumpstarter.lab._attributes
-  - jumpstarter.lab._controller.attributes
+  - jumpstarter.lab._attributes.action
 attributes:
   check_mode:
     support: full

@@ -17,7 +17,7 @@ version_added: 0.1.0
 extends_documentation_fragment:
   - jumpstarter.lab._controller
   - jumpstarter.lab._attributes
-  - jumpstarter.lab._controller.attributes
+  - jumpstarter.lab._attributes.action
 attributes:
   check_mode:
     support: full
