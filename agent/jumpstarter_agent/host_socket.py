@@ -24,7 +24,7 @@ async def serve_host_socket(connection: Any, path: Path) -> AsyncIterator[None]:
     """Serve `path` for the block. connection: `jumpstarter.client.rpc.Connection` to pass everything to."""
     import grpc
 
-    from jumpstarter.common.grpc import server_options
+    from jumpstarter.common.grpc import server_options, stop_server
 
     server = grpc.aio.server(options=server_options())
     server.add_generic_rpc_handlers((_passthrough(connection),))
@@ -37,7 +37,7 @@ async def serve_host_socket(connection: Any, path: Path) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        await server.stop(0)
+        await stop_server(server, 0)
         path.unlink(missing_ok=True)
 
 

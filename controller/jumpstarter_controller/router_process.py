@@ -12,7 +12,7 @@ from pathlib import Path
 
 import grpc
 
-from jumpstarter.common.grpc import server_options
+from jumpstarter.common.grpc import server_options, stop_server
 from jumpstarter_controller.health import Health
 from jumpstarter_controller.router import Router, router_handler
 from jumpstarter_controller.router_config import RouterConfig
@@ -61,7 +61,7 @@ async def running_router(path: Path) -> AsyncIterator[RunningRouter]:
         yield RunningRouter(address, endpoint, router)
     finally:
         await health.ends()
-        await server.stop(_GRACE)
+        await stop_server(server, _GRACE)
         await calls.ended()
         for task in (attached, told):
             task.cancel()

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import grpc
 
-from jumpstarter.common.grpc import server_options
+from jumpstarter.common.grpc import server_options, stop_server
 from jumpstarter_controller.config import ControllerConfig
 from jumpstarter_controller.health import Health
 from jumpstarter_controller.identity import Identity, ensure_key
@@ -147,7 +147,7 @@ async def _serving(config: ControllerConfig, role: Role, database: Database) -> 
                 if isinstance(target, RouterControlService):
                     target.stop()
             calls.stop()
-            await server.stop(_GRACE)
+            await stop_server(server, _GRACE)
 
 
 def _bind(server: Any, config: ControllerConfig) -> tuple[str, str | None]:

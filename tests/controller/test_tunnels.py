@@ -147,11 +147,13 @@ async def _until(true: Callable[[], bool]) -> None:
 
 def test_dial_tokens_are_good_once_for_one_role(lab: LabFiles) -> None:
     async def body() -> None:
-        async with lab_of(lab) as (_, [exporter], [alice]):
+        async with lab_of(lab) as (running, [exporter], [alice]):
             name, listen = await _leased(exporter, alice)
             mine, theirs = await _dial(alice, name, listen)
             async with alice.tunnel(mine) as near:
                 await near.write(b"\x0a\x01x")
+                # A write does not wait for the router: without this, sometimes the other call is there first.
+                await _until(lambda: running.router.waiting_ends == 1)
                 async with alice.tunnel(mine) as again:
                     assert await _ended(again) == ("UNAUTHENTICATED", "this dial token has been used already")
                 async with exporter.tunnel(theirs) as far:

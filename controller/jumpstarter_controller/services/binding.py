@@ -75,7 +75,10 @@ class Calls:
             for tasks in (self._tasks, self._streams) if stream else (self._tasks,):
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
+            headers = _send_headers(context) if stream else None
             try:
+                if headers is not None:
+                    await asyncio.wait({headers})
                 if self._stopping:
                     raise _STOPPING
                 return await behavior(request, context)
@@ -98,6 +101,8 @@ class Calls:
             except Exception:
                 logger.exception("%s failed", name)
                 code, message = grpc.StatusCode.INTERNAL, "internal error; the controller's log has the details"
+            if headers is not None:
+                await asyncio.wait({headers})
             await context.abort(code, one_line(message))
 
         return call
@@ -108,6 +113,18 @@ _MAKERS: dict[tuple[bool, bool], Any] = {
     (False, True): grpc.unary_stream_rpc_method_handler,
     (True, True): grpc.stream_stream_rpc_method_handler,
 }
+
+
+def _send_headers(context: Any) -> asyncio.Future[None]:
+    """Send the headers of a stream now, by themselves; to be waited for without cancelling it.
+
+    grpc.aio would send them with the first message, and takes them for unsent when that write is cancelled midway. The
+    status would then carry them a second time, core refuses that, and the caller waits for a status that never comes.
+    """
+    headers: asyncio.Future[None] = asyncio.ensure_future(context.send_initial_metadata(()))
+    # It fails when the caller has gone: so will everything else that is sent to it, and that is reported.
+    headers.add_done_callback(lambda sent: sent.cancelled() or sent.exception())
+    return headers
 
 
 def _parsing(message: Any, behavior: Callable[[Any, Any], Any]) -> Callable[[bytes, Any], Any]:

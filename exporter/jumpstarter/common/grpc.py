@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import grpc
 
 from jumpstarter.common.exceptions import ConfigurationError
 
-__all__ = ["PASSPHRASE_HEADER", "TLS", "Target", "channel_options", "server_options"]
+__all__ = ["PASSPHRASE_HEADER", "TLS", "Target", "channel_options", "server_options", "stop_server"]
 
 PASSPHRASE_HEADER = "x-jumpstarter-passphrase"
 
@@ -48,6 +49,24 @@ def channel_options(extra: Mapping[str, str | int] | None = None) -> list[tuple[
 def server_options(extra: Mapping[str, str | int] | None = None) -> list[tuple[str, str | int]]:
     """Options for a server."""
     return list({**_SERVER_DEFAULTS, **(extra or {})}.items())
+
+
+async def stop_server(server: grpc.aio.Server, grace: float | None) -> None:
+    """``server.stop(grace)``, to its end, and cancelled when the caller was.
+
+    grpc.aio waits with `asyncio.wait_for`, which (before Python 3.12) forgets that it was cancelled when the server
+    has stopped at the same moment; whoever cancelled would then wait for ever.
+    """
+    stopping = asyncio.ensure_future(server.stop(grace))
+    cancelled: asyncio.CancelledError | None = None
+    while not stopping.done():
+        try:
+            await asyncio.wait({stopping})
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    stopping.result()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import grpc
 from grpc.aio import ServerInterceptor
 
 from jumpstarter.common.exceptions import ConfigurationError
-from jumpstarter.common.grpc import PASSPHRASE_HEADER, server_options
+from jumpstarter.common.grpc import PASSPHRASE_HEADER, server_options, stop_server
 from jumpstarter.exporter.session import Session
 from jumpstarter.streams.router import stream_handler
 from jumpstarter_protocol.jumpstarter.lab.v1 import lab_pb2_grpc
@@ -178,12 +178,12 @@ async def serve_on(servicer: Any, listener: UnixListener | TcpListener, *, grace
     except BaseException:
         # grpc.aio crashes the process when it frees a server that was never started and stopped.
         await server.start()
-        await server.stop(None)
+        await stop_server(server, None)
         raise
     await server.start()
     try:
         yield address
     finally:
-        await server.stop(grace)
+        await stop_server(server, grace)
         if isinstance(listener, UnixListener):
             Path(listener.path).unlink(missing_ok=True)
