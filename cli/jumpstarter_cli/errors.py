@@ -53,6 +53,12 @@ def run(command: Callable[..., Any], args: Sequence[str] | None = None, **option
         # The reader of our output left (`jmp ... | head`). Nothing to say, and nowhere to say it.
         _forget_stdout()
         return EXIT_FAILURE
+    except SystemExit as ended:
+        # click ends the program itself when it sees a reader leave (EPIPE), whatever it was asked for. It has put a
+        # wrapper around the streams that only hides the same error later.
+        sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
+        _forget_stdout()
+        return exit_code_of(ended.code) or EXIT_FAILURE
     except BaseExceptionGroup as group:
         report(explain(_first(group)))
     except Exception as error:  # noqa: BLE001 - the last place: whatever it is becomes one line
@@ -68,7 +74,12 @@ def explain(error: BaseException) -> str:
         return str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    if isinstance(error, (ImportError, ValueError, TimeoutError, OSError)):
+    if isinstance(error, ImportError):
+        from jumpstarter.common.extras import install_command_for
+
+        command = "" if "pip install" in str(error) else install_command_for(error)
+        return f"{error}; {command}" if command else str(error) or type(error).__name__
+    if isinstance(error, (ValueError, TimeoutError, OSError)):
         return str(error) or type(error).__name__
     logger.debug("unexpected error", exc_info=error)
     return f"unexpected {type(error).__name__}: {error} (--log-level DEBUG shows where)"

@@ -56,6 +56,15 @@ class Proxy(Driver):
             raise ConfigurationError(f'proxy: ref "{self.ref}" cannot have children of its own')
 
     @classmethod
+    def of(cls, driver: Driver) -> Proxy:
+        """A proxy for a driver object, for drivers that lend a child to another child."""
+        if isinstance(driver, Proxy):
+            return driver
+        proxy = cls(ref=type(driver).__name__)
+        proxy._target = driver
+        return proxy
+
+    @classmethod
     def client(cls) -> str:
         """Path of a client class; never seen by clients, who get the target's."""
         return "jumpstarter_driver_composite.client.CompositeClient"

@@ -94,6 +94,12 @@ class ConsoleDriver(Driver):
         if isinstance(self.hub.factory, ListenFactory):
             self.hub.factory.listen()
 
+    @asynccontextmanager
+    async def lend(self, who: str) -> AsyncIterator[None]:
+        """Leave the port to a program (``who``, for messages) while the context is open. For drivers that run one."""
+        async with self.hub.lend(who):
+            yield
+
     async def _ready(self) -> None:
         if isinstance(self.hub.factory, ListenFactory):
             await self.ensure_open()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import threading
 import time
@@ -113,6 +114,10 @@ class ConsoleHub:
         self._waiters: list[asyncio.Future[None]] = []
         self._kick = asyncio.Event()
         self._write_turn = asyncio.Lock()
+        #: Who uses the port instead of the hub, "" for nobody; and ends the hub's own use of it.
+        self._borrower = ""
+        self._lose: Callable[[str], None] | None = None
+        self._opening = False
         #: Raw streams opened so far.
         self.streams = 0
         self._event_number = 0
@@ -240,6 +245,28 @@ class ConsoleHub:
         except TimeoutError:
             raise ConsoleUnavailable(f"{self.factory.name}: {self._absence()}") from None
 
+    @asynccontextmanager
+    async def lend(self, who: str) -> AsyncIterator[None]:
+        """Leave the port to another program while the context is open; readers see it as lost and come back.
+
+        Raises `ConsoleUnavailable` when it is lent already.
+        """
+        if self._borrower:
+            raise ConsoleUnavailable(f"{self.factory.name}: {self._absence()}", code="RESOURCE_EXHAUSTED")
+        self._borrower = who
+        try:
+            if self._task is not None:
+                await self.settled()  # the first attempt to open it
+            if self._lose is not None:
+                self._lose(f"in use by {who}")
+            # Later attempts, too, end before the port is anybody else's: opening it moves the modem lines.
+            while (self._opening or self._port is not None) and self._task is not None:
+                await self._change()
+            yield
+        finally:
+            self._borrower = ""
+            self.kick()
+
     async def settled(self) -> None:
         """Wait until the first attempt to open the port since `start` has ended, well or badly."""
         self.start()
@@ -252,7 +279,18 @@ class ConsoleHub:
         while True:
             self._kick.clear()
             try:
-                port = await self.factory.open()
+                if self._borrower:
+                    raise OSError(errno.EBUSY, f"in use by {self._borrower}")
+                self._opening = True
+                try:
+                    port = await self.factory.open()
+                finally:
+                    self._opening = False
+                    if self._borrower:
+                        self._wake_all()
+                if self._borrower:
+                    port.close()
+                    raise OSError(errno.EBUSY, f"in use by {self._borrower}")
             except OSError as error:
                 self._reason = (error.strerror or str(error) or type(error).__name__).lower()
                 if not self._attempted:
@@ -274,6 +312,7 @@ class ConsoleHub:
                     lost.set_result(reason)
 
             self._port = port
+            self._lose = gone
             self._attempted = True
             try:
                 self._logger.debug("%s: open", self.factory.name)
@@ -282,6 +321,7 @@ class ConsoleHub:
                 self._wake_all()
                 self._reason = await lost
             finally:
+                self._lose = None
                 if self._port is port:
                     self._port = None
                 port.close()

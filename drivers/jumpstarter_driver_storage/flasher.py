@@ -85,6 +85,10 @@ class ImageFlasher(FlasherInterface, Driver):
     async def after_write(self, name: str) -> None:
         """Called when the write is over, however it went."""
 
+    def turn_timeout(self) -> float:
+        """Seconds a flash that was cancelled may take to end before the next one is refused as the second."""
+        return _TURN
+
     @property
     def owner(self) -> str:
         """What messages call this driver."""
@@ -151,9 +155,9 @@ class ImageFlasher(FlasherInterface, Driver):
     async def verify_image(self, target: str | None = None) -> AsyncIterator[Event]:
         """Read the target back and compare it with the record: ``progress`` events, then one ``result`` with
         ``bad`` (count) and ``bad_blocks`` (runs ``[first, count]`` of blocks of ``block_size`` bytes)."""
-        name, found = self.find_target(target)
-        checked = check(name, found, self.owner, writing=False)
-        record = self._store.load(checked)
+        name, found = await asyncio.to_thread(self.find_target, target)
+        checked = await asyncio.to_thread(check, name, found, self.owner, writing=False)
+        record = await asyncio.to_thread(self._store.load, checked)
         if record is None or record.state != "valid":
             raise StorageRefused(f"{checked.label} has no valid record to compare it with", code="refused")
         cancelled = [False]
@@ -209,7 +213,7 @@ class ImageFlasher(FlasherInterface, Driver):
 
     async def run_dump(self, handle: Any, target: str | None) -> None:
         """Send what the target holds to a client's handle."""
-        name, found = self.find_target(target)
+        name, found = await asyncio.to_thread(self.find_target, target)
         checked = await asyncio.to_thread(check, name, found, self.owner, writing=False)
         async with self.resource(handle) as stream:
             async for data in read_target(checked):
@@ -220,33 +224,48 @@ class ImageFlasher(FlasherInterface, Driver):
     async def _flash(
         self, source: Any, target: str | None, options: Mapping[str, Any], *, prepare: bool = True
     ) -> AsyncIterator[Event]:
-        name, found = self.find_target(target)
+        name, found = await asyncio.to_thread(self.find_target, target)
         try:
             options = dict(options)
             data = options.pop("data", None)
-            wanted = _parse_options(options, found)
+            wanted = parse_options(options, found)
             async with self._turn(name):
                 if prepare:
                     await self.before_write(name)
                 try:
+                    # Waiting and switching took their time: what was found before may have another name by now.
+                    name, found = await asyncio.to_thread(self.find_target, name)
                     checked = await asyncio.to_thread(check, name, found, self.owner)
                     transfer = self._receive(data, checked, wanted) if data else self._transfer(source, checked, wanted)
                     async with aclosing(transfer) as events:
                         async for event in events:
                             yield event
-                finally:
+                except BaseException as error:
                     if prepare:
-                        await self.after_write(name)
+                        await self._after_failed_write(name, error)
+                    raise
+                if prepare:
+                    await self.after_write(name)
         except StorageFault as fault:
             self.logger.warning('flash of target "%s" failed: %s', name, fault)
             yield fault.as_event()
             raise
 
+    async def _after_failed_write(self, name: str, failure: BaseException) -> None:
+        """`after_write`, of which a failure must not hide the first one."""
+        try:
+            await self.after_write(name)
+        except Exception as error:  # noqa: BLE001 - told with the first one where that has words, and logged
+            self.logger.warning('after the failed flash of target "%s": %s', name, error)
+            if isinstance(failure, StorageFault):
+                failure.message += f" (and afterwards: {getattr(error, 'message', error)})"
+
     @asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """One flash at a time; one that was just cancelled gets a moment to end."""
         try:
-            await asyncio.wait_for(self._writing.acquire(), _TURN)
+            async with asyncio.timeout(self.turn_timeout()):
+                await self._writing.acquire()
         except TimeoutError:
             raise StorageRefused(
                 f'target "{name}" of driver {self.owner}: another flash of this driver is running', code="busy"
@@ -274,7 +293,7 @@ class ImageFlasher(FlasherInterface, Driver):
                 feeder.fail(JobCancelled())
 
             raw = stream.raw()
-            pump = asyncio.create_task(_pump(raw, feeder))
+            pump = asyncio.create_task(feed(raw, feeder))
             try:
                 async with self._operation(f"flash-{checked.name}", work, cancel) as operation:
                     async for event in operation.events():
@@ -353,14 +372,15 @@ class ImageFlasher(FlasherInterface, Driver):
         return state, checked
 
 
-async def _pump(stream: Any, feeder: Feeder) -> None:
+async def feed(stream: Any, feeder: Feeder) -> None:
+    """Hand what a stream gives to the worker thread, up to its end or what broke it."""
     try:
         async for chunk in stream:
             await feeder.put(chunk)
     except (BrokenResourceError, ClosedResourceError, OSError) as error:
         feeder.fail(TransferBroken(str(error) or "its connection is gone"))
-    except ValueError as error:
-        feeder.fail(TransferBroken(str(error)))
+    except Exception as error:  # noqa: BLE001 - whatever it is, the thread must not wait for more for ever
+        feeder.fail(TransferBroken(str(error) or type(error).__name__))
     else:
         feeder.close()
 
@@ -369,7 +389,8 @@ def _with_compression(options: FlashOptions, encoding: str) -> FlashOptions:
     return FlashOptions(**{**options.__dict__, "compression": Compression(encoding)})
 
 
-def _parse_options(options: Mapping[str, Any], target: Target) -> FlashOptions:
+def parse_options(options: Mapping[str, Any], target: Target) -> FlashOptions:
+    """What a client sent as options of a flash. Raises StorageRefused."""
     fields = dict(options)
     if unknown := sorted(set(fields) - set(FlashOptions.__dataclass_fields__)):
         raise StorageRefused(f"unknown flash option {unknown[0]!r}", code="refused")

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
-from abc import ABCMeta, abstractmethod
-from collections.abc import Mapping
+import asyncio
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from jumpstarter.driver import export
 from jumpstarter_driver_storage.errors import StorageRefused
 from jumpstarter_driver_storage.flasher import ImageFlasher
+from jumpstarter_driver_storage.interface import StorageMuxFlasherInterface, StorageMuxInterface
 from jumpstarter_driver_storage.target import Target
 
 __all__ = [
@@ -23,46 +26,6 @@ __all__ = [
 ]
 
 Side = Literal["host", "dut", "off", "unknown"]
-
-
-class StorageMuxInterface(metaclass=ABCMeta):
-    """What every storage switch has; mix it in before `Driver` and export the methods."""
-
-    driver_type: ClassVar[str] = "storage"
-
-    @classmethod
-    def client(cls) -> str:
-        """Import path of the client class."""
-        return "jumpstarter_driver_opendal.client.StorageMuxClient"
-
-    @abstractmethod
-    def host(self) -> Any:
-        """Connect the storage to the exporter host."""
-
-    @abstractmethod
-    def dut(self) -> Any:
-        """Connect the storage to the device under test."""
-
-    @abstractmethod
-    def off(self) -> Any:
-        """Connect the storage to neither."""
-
-    @abstractmethod
-    def write(self, src: str) -> Any:
-        """Write the image behind the resource handle ``src``; the storage must be connected to the host."""
-
-    @abstractmethod
-    def read(self, dst: str) -> Any:
-        """Send the storage's content to the resource handle ``dst``; it must be connected to the host."""
-
-
-class StorageMuxFlasherInterface(StorageMuxInterface):
-    """A storage switch that clients use like a flasher: connect to the host, write or read, connect to the DUT."""
-
-    @classmethod
-    def client(cls) -> str:
-        """Import path of the client class."""
-        return "jumpstarter_driver_opendal.client.StorageMuxFlasherClient"
 
 
 @dataclass(kw_only=True)
@@ -119,20 +82,39 @@ class StorageMux(StorageMuxInterface, ImageFlasher):
     @export
     async def dump(self, target: Any, partition: str | None = None) -> None:
         """Connect to the host, send the whole content to the handle ``target``, connect to the DUT."""
-        self.find_target(partition)
-        await self._switch("host")
-        try:
+        await asyncio.to_thread(self.find_target, partition)
+        async with self._on_host():
             await self.run_dump(target, partition)
-        finally:
-            await self._switch("dut")
 
     async def before_write(self, name: str) -> None:
-        """The storage must be on this side to be written."""
-        await self._switch("host")
+        """The storage must be on this side to be written; when it does not come, it is given back."""
+        try:
+            await self._switch("host")
+        except BaseException:
+            await self._give_back()
+            raise
 
     async def after_write(self, name: str) -> None:
         """Whatever happened: the storage goes to the DUT, as Jumpstarter's flashers leave it."""
         await self._switch("dut")
+
+    @asynccontextmanager
+    async def _on_host(self) -> AsyncIterator[None]:
+        """The storage is on the host within the block, and goes to the DUT whatever happens."""
+        try:
+            await self._switch("host")
+            yield
+        except BaseException:
+            await self._give_back()
+            raise
+        await self._switch("dut")
+
+    async def _give_back(self) -> None:
+        """After a failure: what goes wrong on the way to the DUT must not hide it."""
+        try:
+            await self._switch("dut")
+        except Exception as error:  # noqa: BLE001 - the caller hears of the first failure; this one is for the log
+            self.logger.warning("driver %s: the storage could not be given back to the DUT: %s", self.owner, error)
 
     async def _switch(self, side: Side) -> None:
         self._side = "unknown"

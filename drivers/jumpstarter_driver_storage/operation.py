@@ -47,21 +47,21 @@ class Operation(Generic[T]):
         """End the work if it still runs and wait for its thread, even when the caller is being cancelled."""
         if not self._done.is_set():
             self._cancel()
-        waiter = asyncio.ensure_future(asyncio.wait_for(self._done.wait(), _JOIN))
+        waiter = asyncio.create_task(self._ended())
         cancelled: asyncio.CancelledError | None = None
         while not waiter.done():
             try:
                 await asyncio.shield(waiter)
             except asyncio.CancelledError as error:
-                if waiter.done():
-                    break
                 cancelled = error
-            except TimeoutError:
-                break
-        with contextlib.suppress(TimeoutError):
-            waiter.result()
         if cancelled is not None:
             raise cancelled
+
+    async def _ended(self) -> None:
+        """Wait for the thread, but not longer than a moment."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_JOIN):
+                await self._done.wait()
 
     def abandon(self) -> None:
         """End the work from any thread; whoever iterates `events` sees the end."""

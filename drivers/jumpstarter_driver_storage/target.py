@@ -210,21 +210,44 @@ def _check_block(name: str, target: Target, owner: str, label: str, writing: boo
             raise _refused(f"{label}: {path} is read-only (write protection?)", "permission")
         if using := blockdev.users(number):
             raise _refused(f"{label}: {path} is in use on the exporter host: {', '.join(using)}", "busy")
-    unique = found.get("wwid") or found.get("serial") or found.get("backing_file") or os.path.realpath(path)
-    part = (blockdev.sysfs(number) / "partition").exists()
     return Checked(
         name=name, owner=owner, target=target, kind="block", exists=True, capacity=size, number=number,
-        key=f"block:{unique}:{os.path.realpath(path) if part else ''}",
+        key=_block_key(path, number, found),
     )  # fmt: skip
+
+
+def _block_key(path: str, number: tuple[int, int], found: Mapping[str, str]) -> str:
+    unique = found.get("wwid") or found.get("serial") or found.get("backing_file") or os.path.realpath(path)
+    part = (blockdev.sysfs(number) / "partition").exists()
+    return f"block:{unique}:{os.path.realpath(path) if part else ''}"
 
 
 def open_for_writing(checked: Checked) -> int:
     """File descriptor of the target, held against other users; raises StorageRefused when that is not possible."""
+    path = checked.target.path
     flags = os.O_RDWR | os.O_CLOEXEC | (os.O_EXCL if checked.kind == "block" else os.O_CREAT)
     try:
-        return os.open(checked.target.path, flags, 0o600)
+        fd = os.open(path, flags, 0o600)
     except OSError as error:
-        raise _from_os_error(checked.label, checked.target.path, error) from error
+        raise _from_os_error(checked.label, path, error) from error
+    try:
+        if checked.kind == "block":
+            _must_still_be(checked, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _must_still_be(checked: Checked, fd: int) -> None:
+    """Disks come and go, and the kernel gives their names to others: what was opened must be what was checked."""
+    info = os.fstat(fd)
+    number = (os.major(info.st_rdev), os.minor(info.st_rdev))
+    same = stat.S_ISBLK(info.st_mode) and number == checked.number and blockdev.size_of(fd) == checked.capacity
+    if same:
+        same = _block_key(checked.target.path, number, blockdev.identity(number)) == checked.key
+    if not same:
+        raise _refused(f"{checked.label}: {checked.target.path} is another device than a moment ago", "mismatch")
 
 
 def _check_file_free(label: str, path: str) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -77,6 +78,25 @@ def test_integers_of_a_peer_that_only_knows_floats_arrive_as_integers(driver: Ev
     assert type(args[0]) is int
     with pytest.raises(ValueError, match='argument "n": expected an integer, got 1.5'):
         signature_of(EveryKind.count).bind([1.5], {})
+
+
+def test_a_type_that_cannot_be_checked_is_told_to_the_author_of_the_driver(caplog: pytest.LogCaptureFixture) -> None:
+    from typing import TypedDict
+
+    from jumpstarter.driver.signature import signature_of
+
+    class Filter(TypedDict):
+        can_id: int
+
+    def apply(self: object, filters: list[Filter]) -> None: ...
+
+    apply.__annotations__["filters"] = list[Filter]  # as without postponed annotations
+    args, _ = signature_of(apply).bind([[{"can_id": 3.0}]], {})
+    assert args == ([{"can_id": 3}],)
+    if sys.version_info < (3, 12):  # where pydantic wants another TypedDict
+        assert type(args[0][0]["can_id"]) is float and "typing_extensions.TypedDict" in caplog.text
+    else:
+        assert type(args[0][0]["can_id"]) is int and not caplog.text
 
 
 def test_results_that_are_models_travel_as_plain_data(client: Any) -> None:

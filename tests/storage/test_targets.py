@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from storage_helpers import MIB
+from storage_helpers import MIB, loop_device
 
 from jumpstarter_driver_storage.driver import BlockFlasher, Flasher
 from jumpstarter_driver_storage.errors import StorageRefused
@@ -189,3 +189,15 @@ def test_a_refused_device_keeps_every_byte(client: Callable[[Any], Any], block_d
     with pytest.raises(Exception, match="declares 16.0 MiB; nothing was written"):
         flasher.flash(image)
     assert Path(block_device).read_bytes() == before
+
+
+def test_a_device_that_got_another_ones_name_after_the_check_is_not_written(tmp_path: Path) -> None:
+    name = tmp_path / "usb-stick"
+    with loop_device(tmp_path / "a", MIB) as checked_one, loop_device(tmp_path / "b", MIB) as another:
+        name.symlink_to(checked_one)
+        checked = check("disk", Target.parse("disk", {"path": str(name)}), "storage")
+        os.close(open_for_writing(checked))
+        name.unlink()
+        name.symlink_to(another)
+        with pytest.raises(StorageRefused, match="is another device than a moment ago; nothing was written"):
+            open_for_writing(checked)

@@ -40,6 +40,7 @@ __all__ = [
     "UnixPortforwardAdapter",
     "forward_listener",
     "forward_socket",
+    "listen_tcp",
 ]
 
 logger = logging.getLogger(__name__)
@@ -205,7 +206,7 @@ class PortforwardAdapter(ClientAdapter[tuple[str, int]]):
     method: str = "connect"
 
     def _open(self, stack: ExitStack) -> tuple[str, int]:
-        listener = _listen_tcp(self.local_host, self.local_port)
+        listener = listen_tcp(self.local_host, self.local_port)
         host, port = listener.getsockname()[:2]
         what = self._what(f"{host}:{port}")
         client, method = self.client, self.method
@@ -272,6 +273,8 @@ class FabricAdapter(ClientAdapter["fabric.Connection"]):
     """An ssh connection (of the fabric library) through the driver's stream.
 
     user, config, forward_agent, connect_timeout, connect_kwargs, inline_ssh_env: as `fabric.Connection` takes them.
+    It goes through a socket that only this user can reach; local_host and local_port are accepted and not used: there
+    is no port. The connection's host is the driver's name; it can be closed and opened again, after a reboot say.
     """
 
     local_host: str = "127.0.0.1"
@@ -281,23 +284,31 @@ class FabricAdapter(ClientAdapter["fabric.Connection"]):
     config: fabric.Config | None = None
     forward_agent: bool | None = None
     connect_timeout: int | None = None
-    connect_kwargs: dict[str, Any] | None = None
+    connect_kwargs: dict[str, Any] | None = field(default=None, repr=False)
     inline_ssh_env: bool | None = None
 
     def _open(self, stack: ExitStack) -> fabric.Connection:
         from fabric import Connection
 
-        host, port = stack.enter_context(
-            PortforwardAdapter(
-                client=self.client, method=self.method, local_host=self.local_host, local_port=self.local_port
-            )
-        )
+        path = stack.enter_context(UnixPortforwardAdapter(client=self.client, method=self.method))
+
+        class ThroughDriver(Connection):  # type: ignore[misc]
+            def open_gateway(self) -> socket.socket:
+                sock = socket.socket(socket.AF_UNIX)
+                try:
+                    sock.connect(path)
+                except BaseException:
+                    sock.close()
+                    raise
+                return sock
+
         return stack.enter_context(
-            Connection(
-                host,
-                port=port,
+            ThroughDriver(
+                getattr(self.client, "path", "") or self.client.name or "device",
                 user=self.user,
+                port=22,
                 config=self.config,
+                gateway=path,  # any value makes fabric ask open_gateway() for the socket
                 forward_agent=self.forward_agent,
                 connect_timeout=self.connect_timeout,
                 connect_kwargs=self.connect_kwargs,
@@ -318,7 +329,8 @@ def _serving(client: DriverClient, listener: socket.socket, open_stream: OpenStr
         listener.close()
 
 
-def _listen_tcp(host: str, port: int) -> socket.socket:
+def listen_tcp(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 for any free one. Raises OSError saying where."""
     bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     try:
         family, _, _, _, address = socket.getaddrinfo(bare, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]

@@ -68,9 +68,11 @@ def import_class(
         missing = error.name or ""
         if module_path == missing or module_path.startswith(f"{missing}."):
             raise MissingDriverError(f'"{class_path}" is not installed: no module "{missing}"', class_path) from error
-        raise MissingDriverError(
-            f'"{class_path}" cannot be imported: it needs the module "{missing}", which is not installed', class_path
-        ) from error
+        from jumpstarter.common.extras import install_command
+
+        what = f'"{class_path}" cannot be imported: it needs the module "{missing}", which is not installed'
+        command = install_command(module_path)
+        raise MissingDriverError(f"{what}; {command}" if command else what, class_path) from error
     except ImportError as error:
         raise MissingDriverError(f'"{class_path}" cannot be imported: {error}', class_path) from error
     found = getattr(module, class_name, None)

@@ -8,7 +8,7 @@
   moment in which a dying exporter leaves it behind;
 * it has a session and process group of its own: a Ctrl-C in the operator's terminal does not reach it, and
   stopping it stops everything it started;
-* the end of what it wrote to stderr is kept for the error message;
+* the end of what it wrote to stderr is kept for the error message (unless the caller takes stderr itself);
 * it is reaped by one watcher thread, and signals are sent under the same lock, so that a recycled pid is never hit.
 
 The kernel sends the parent-death signal when the *thread* that forked ends, not the process. Worker threads end
@@ -88,10 +88,20 @@ _spawner = _Spawner()
 
 
 class Process:
-    """A running (or ended) helper process. Made by :func:`spawn`; every method may be called from any thread."""
+    """A running (or ended) helper process. Made by :func:`spawn`; every method may be called from any thread.
 
-    def __init__(self, name: str, popen: subprocess.Popen[bytes], on_stderr: Callable[[str], None] | None) -> None:
+    ``kill_rest``: whether what it left running in its group ends with it. May be changed while it runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        popen: subprocess.Popen[bytes],
+        on_stderr: Callable[[str], None] | None,
+        kill_rest: bool = True,
+    ) -> None:
         self.name = name
+        self.kill_rest = kill_rest
         self.pid: int = popen.pid
         self._popen = popen
         self._on_stderr = on_stderr
@@ -199,12 +209,12 @@ class Process:
             os.killpg(self.pid, signum)
 
     def _watch(self) -> None:
-        stderr = self._popen.stderr
-        assert stderr is not None
-        fd = stderr.fileno()
-        os.set_blocking(fd, False)
+        stderr = self._popen.stderr  # None when the caller takes it
+        fd = stderr.fileno() if stderr is not None else -1
         poller = select.poll()
-        poller.register(fd, select.POLLIN)
+        if fd >= 0:
+            os.set_blocking(fd, False)
+            poller.register(fd, select.POLLIN)
         poller.register(self._pidfd, select.POLLIN)
         ended = False
         while not ended:
@@ -213,15 +223,18 @@ class Process:
             if fd in ready and not self._read_stderr(fd):
                 poller.unregister(fd)
         # It is a zombie now: end what it left behind before its group id becomes free, then read the last words.
-        self._kill_group(signal.SIGKILL)
-        self._read_stderr(fd)
+        if self.kill_rest:
+            self._kill_group(signal.SIGKILL)
+        if fd >= 0:
+            self._read_stderr(fd)
         if self._line:
             self._emit(bytes(self._line))
         with self._lock:
             self._returncode = self._popen.wait()
             callbacks, self._callbacks = self._callbacks, []
             self._done.set()
-        stderr.close()
+        if stderr is not None:
+            stderr.close()
         os.close(self._pidfd)
         for callback in callbacks:
             callback(self)
@@ -255,8 +268,10 @@ def spawn(
     env: Mapping[str, str] | None = None,
     stdin: int | None = subprocess.DEVNULL,
     stdout: int | None = subprocess.DEVNULL,
+    stderr: int | None = subprocess.PIPE,
     pass_fds: Sequence[int] = (),
     on_stderr: Callable[[str], None] | None = None,
+    kill_rest: bool = True,
 ) -> Process:
     """Start ``argv`` so that it cannot outlive this process (see the module text).
 
@@ -267,8 +282,10 @@ def spawn(
         env: complete environment; the exporter's own by default.
         stdin: file descriptor or ``subprocess`` constant; no input by default.
         stdout: file descriptor or ``subprocess`` constant; thrown away by default.
+        stderr: file descriptor or ``subprocess`` constant; by default it is read here, see ``stderr_tail``.
         pass_fds: descriptors the program inherits under the same numbers; all others are closed.
         on_stderr: called with every line of stderr, in the watcher thread; must not raise.
+        kill_rest: end what the program left running in its process group when it has ended itself.
 
     Raises:
         FileNotFoundError: the program is not installed.
@@ -285,13 +302,13 @@ def spawn(
             command,
             stdin=stdin,
             stdout=stdout,
-            stderr=subprocess.PIPE,
+            stderr=stderr,
             pass_fds=tuple(pass_fds),
             start_new_session=True,
             **options,
         )
 
-    return Process(name or os.path.basename(program), _spawner.run(start), on_stderr)
+    return Process(name or os.path.basename(program), _spawner.run(start), on_stderr, kill_rest)
 
 
 def _signal_name(number: int) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID, uuid5
 
 from jumpstarter.common.exceptions import ConfigurationError, JumpstarterException, MissingDriverError
+from jumpstarter.common.extras import install_command, missing_modules
 from jumpstarter.common.importlib import ENTRY_POINT_GROUP, import_class
 from jumpstarter.config.fields import Parameters, explain_value, parameters_of
 
@@ -85,6 +86,10 @@ def _check(node: Node, path: str, where: str) -> _Plan:
         raise _fail(where, path, "type: is empty; leave it out for a group of drivers")
     children = {name: _check(child, _join(path, name), where) for name, child in node.children.items()}
     cls = _driver_class(node, path, where)
+    if missing := missing_modules(cls.needs):
+        # Found now, and not in the middle of somebody's lease.
+        problem = f"type {_type_of(node)} needs the module {missing[0]}, which is not installed"
+        raise _fail(where, path, "; ".join(filter(None, (problem, install_command(_type_of(node))))))
     parameters = parameters_of(cls)
     config = node.config
     if node.type is None and node.ref is not None:
@@ -122,7 +127,7 @@ def _driver_class(node: Node, path: str, where: str) -> type[Driver]:
         # The exporter's own file names its drivers: no allow list.
         return import_class(class_path, unsafe=True, base=Driver)
     except MissingDriverError as error:
-        raise _fail(where, path, f"type {error.message}; {_hint(class_path)}") from None
+        raise _fail(where, path, f"type {_with_hint(error.message, class_path)}") from None
     except ImportError as error:
         raise _fail(where, path, f"type {error}") from None
     except JumpstarterException as error:
@@ -132,24 +137,23 @@ def _driver_class(node: Node, path: str, where: str) -> type[Driver]:
         raise _fail(where, path, f"type {class_path} fails to import: {type(error).__name__}: {error}") from None
 
 
+def _with_hint(problem: str, class_path: str) -> str:
+    # What the import itself says already names the command when a dependency is missing.
+    return problem if "pip install" in problem else f"{problem}; {_hint(class_path)}"
+
+
 def _hint(class_path: str) -> str:
     """What to do about a driver type that cannot be imported."""
-    from importlib.metadata import PackageNotFoundError, entry_points, metadata
+    from importlib.metadata import entry_points
 
     module, _, name = class_path.rpartition(".")
     if hasattr(sys.modules.get(module), name):  # import_class has been there
         return "a type is a class that derives from jumpstarter.driver.Driver (`jmp driver list` shows those here)"
-    package = class_path.partition(".")[0]
-    extra = package.removeprefix("jumpstarter_driver_").replace("_", "-")
-    try:
-        extras = metadata("jumpstarter-lab").get_all("Provides-Extra") or []
-    except PackageNotFoundError:
-        extras = []
     registered = [f"{entry.module}.{entry.attr}" for entry in entry_points(group=ENTRY_POINT_GROUP)]
     close = get_close_matches(class_path, registered, n=1, cutoff=0.9)
     parts = [f'did you mean "{close[0]}"?'] if close and close[0] != class_path else []
-    if extra in extras:
-        parts.append(f"pip install 'jumpstarter-lab[{extra}]'")
+    if command := install_command(class_path):
+        parts.append(command)
     elif not parts:
         parts.append("install the package that brings it (`jmp driver list` shows what is here)")
     return ", or ".join(parts)

@@ -43,6 +43,8 @@ class Driver(Metadata, metaclass=ABCMeta):
 
     #: power, storage, serial, network, console, video, composite, ...: what the driver is to users and policies.
     driver_type: ClassVar[str] = "other"
+    #: Importable modules of other distributions that the driver cannot do without and imports when it needs them.
+    needs: ClassVar[tuple[str, ...]] = ()
 
     children: dict[str, Driver] = field(default_factory=dict)
     description: str | None = None

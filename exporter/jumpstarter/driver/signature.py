@@ -9,6 +9,7 @@ imported when first needed.
 from __future__ import annotations
 
 import inspect
+import logging
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from functools import lru_cache
 from typing import Any
 
 __all__ = ["Signature", "signature_of"]
+
+logger = logging.getLogger(__name__)
 
 Converter = Callable[[Any], Any]
 _JSON_LIKE = (Any, object, inspect.Parameter.empty)
@@ -133,6 +136,8 @@ def _adapter(hint: Any) -> Converter:
         validate = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=False)).validate_python
     except PydanticUserError as error:
         if error.code != "type-adapter-config-unused":
+            # typing.TypedDict on Python 3.11, say. Not an error of the caller's, but its driver's author has to know.
+            logger.warning("arguments of type %s are passed on as they come: %s", hint, error.message.splitlines()[0])
             return lambda value: value
         validate = TypeAdapter(hint).validate_python
     except PydanticSchemaGenerationError:

@@ -30,6 +30,7 @@ import grpc
 from google.protobuf import struct_pb2
 
 from jumpstarter.common.exceptions import DriverError
+from jumpstarter.common.extras import install_command_for
 from jumpstarter.common.serde import CODEC_HEADER, CODEC_JSON, decode_json, decode_value, encode_json, encode_value
 from jumpstarter.driver.base import Driver
 from jumpstarter.driver.cancellation import CANCELLED
@@ -111,12 +112,16 @@ def status_of(error: BaseException) -> tuple[grpc.StatusCode, str]:
         return grpc.StatusCode.UNAVAILABLE, "connection_error"
     if isinstance(error, OSError):
         return grpc.StatusCode.INTERNAL, "device_error"
+    if isinstance(error, ImportError):
+        return grpc.StatusCode.INTERNAL, "missing_dependency"
     return grpc.StatusCode.UNKNOWN, "internal_error"
 
 
-def _details(error: BaseException) -> str:
-    text = str(error).strip()
-    return text or type(error).__name__
+def details_of(error: BaseException) -> str:
+    """What an exception of a driver says, with the way to mend it where one is known."""
+    text = str(error).strip() or type(error).__name__
+    command = install_command_for(error) if isinstance(error, ImportError) and "pip install" not in text else ""
+    return f"{text}; on the exporter host: {command}" if command else text
 
 
 class DriverSlot:
@@ -214,7 +219,7 @@ class DriverSlot:
         except (ValueError, AttributeError, TypeError) as error:
             where = f"{self.path}.{exported.name}" if self.path else exported.name
             raise CallError(
-                grpc.StatusCode.INVALID_ARGUMENT, f"{where}: {_details(error)}", kind="ValueError"
+                grpc.StatusCode.INVALID_ARGUMENT, f"{where}: {details_of(error)}", kind="ValueError"
             ) from error
         return args, kwargs
 
@@ -256,7 +261,7 @@ class DriverSlot:
             log.info("%s abandoned by its client after %.3f s", where, took, extra={**extra, "result": "cancelled"})
             return
         extra |= {"result": "failure", "error_type": status_of(error)[1]}
-        log.warning("%s failed: %s", where, _details(error), extra=extra)
+        log.warning("%s failed: %s", where, details_of(error), extra=extra)
 
     def error_metadata(self, error: BaseException, method: str) -> tuple[tuple[str, str], ...]:
         """Trailing metadata that describes a failed call to peers that look for it."""

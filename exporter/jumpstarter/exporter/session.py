@@ -22,7 +22,7 @@ import grpc
 
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.driver.base import Driver
-from jumpstarter.exporter.dispatch import CallError, DriverSlot, status_of, wants_json
+from jumpstarter.exporter.dispatch import CallError, DriverSlot, details_of, status_of, wants_json
 from jumpstarter.exporter.holding import Holding
 from jumpstarter.exporter.logging import LogHub
 from jumpstarter.streams.common import forward_stream
@@ -408,7 +408,7 @@ async def _abort(context: Any, slot: DriverSlot | None, method: str, error: Exce
     if isinstance(error, BaseExceptionGroup):
         error = _first(error)
     code, _ = status_of(error)
-    details = error.details if isinstance(error, CallError) else str(error).strip() or type(error).__name__
+    details = details_of(error)
     metadata = slot.error_metadata(error, method) if slot is not None else ()
     if code is grpc.StatusCode.UNKNOWN:
         logger.error("%s failed: %s", method, details, exc_info=error)

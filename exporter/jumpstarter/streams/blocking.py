@@ -15,7 +15,7 @@ from queue import SimpleQueue
 from threading import Condition
 from typing import Any
 
-from anyio import ClosedResourceError, EndOfStream
+from anyio import BrokenResourceError, ClosedResourceError, EndOfStream
 from anyio.from_thread import BlockingPortal
 
 from jumpstarter.streams.common import receive_from
@@ -166,7 +166,14 @@ class BlockingStream:
         async def finish() -> None:
             if self._writer is not None and not self._writer.done():
                 await asyncio.wait([self._writer])
-            if self._reader is not None:
+            if self._reader is not None and not self._reader.done():
+                # Cancelling a read cancels the call, and with it what the peer has not read yet.
+                if patience := getattr(self.stream, "farewell", 0.0):
+                    try:
+                        await self.stream.send_eof()
+                    except BrokenResourceError:
+                        pass  # the peer has closed
+                    await asyncio.wait([self._reader], timeout=patience)
                 self._reader.cancel()
             await self.stream.aclose()
 

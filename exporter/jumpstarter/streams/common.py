@@ -72,12 +72,14 @@ async def forward_stream(a: AnyByteStream, b: AnyByteStream) -> AsyncIterator[No
                 tg.start_soon(copy_stream, a, b)
                 tg.start_soon(copy_stream, b, a)
                 yield
-        except BaseException:
+        except BaseException as error:
             # Closing must not look like an end of data now: what the peer got is not complete.
             for stream in (a, b):
                 abandon = getattr(stream, "abandon", None)
                 if abandon is not None:
                     abandon()
+            if isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+                raise error.exceptions[0] from None  # the block's own error, not a group's
             raise
 
 

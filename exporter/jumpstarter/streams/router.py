@@ -8,6 +8,7 @@ instead of being handed a short file. (0.9 peers send GOAWAY on every close, so 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, Protocol, cast
@@ -64,6 +65,9 @@ class _Translation:
 
 _TRANSLATED = _Translation()
 
+#: Seconds after the last write in which a close waits for the peer to end the stream, too.
+_FAREWELL = 0.5
+
 
 class RouterStream(ObjectStream[bytes]):
     """One end of a framed byte stream over a gRPC call.
@@ -78,11 +82,13 @@ class RouterStream(ObjectStream[bytes]):
         self._sent_eof = False
         self._received_eof = False
         self._closed = False
+        self._wrote_at = -_FAREWELL
 
     async def send(self, item: bytes) -> None:
         """Send bytes; larger ones than a frame are split."""
         if self._closed or self._sent_eof:
             raise ClosedResourceError
+        self._wrote_at = time.monotonic()
         with _TRANSLATED:
             if len(item) <= MAX_PAYLOAD:
                 await self._call.write(Frame(item))
@@ -95,6 +101,7 @@ class RouterStream(ObjectStream[bytes]):
         """Send a data frame that was serialised already (`jumpstarter.streams.frames.frame_in_place`)."""
         if self._closed or self._sent_eof:
             raise ClosedResourceError
+        self._wrote_at = time.monotonic()
         with _TRANSLATED:
             await self._call.write(frame)
 
@@ -146,14 +153,31 @@ class RouterStream(ObjectStream[bytes]):
         """Send no end of data when closed: an error status follows, or the peer is gone."""
         self._sent_eof = True
 
+    @property
+    def farewell(self) -> float:
+        """Seconds that closing should still give the peer to take what was sent last, 0 for none.
+
+        A call that is cancelled takes along what the peer has received and not yet read.
+        """
+        if self._cancel is None or self._received_eof or self._closed:
+            return 0.0
+        return max(0.0, self._wrote_at + _FAREWELL - time.monotonic())
+
     async def aclose(self) -> None:
-        """End the stream; on the client side the call is over afterwards."""
+        """End the stream; on the client side the call is over afterwards.
+
+        Waits for the peer to end it as well, but not long: a service that knows half-closes may go on for ever.
+        """
         if self._closed:
             return
         try:
             await self.send_eof()
-        except BrokenResourceError:
-            pass  # closing what the peer has closed
+            if patience := self.farewell:
+                async with asyncio.timeout(patience):
+                    while True:
+                        await self.receive_view()
+        except (BrokenResourceError, EndOfStream, TimeoutError):
+            pass  # the peer has closed, too, or had its time
         self._closed = True
         if self._cancel is not None and not self._received_eof:
             self._cancel()

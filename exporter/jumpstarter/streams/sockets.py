@@ -22,7 +22,16 @@ from anyio.abc import ObjectStream
 
 from jumpstarter.streams.frames import MAX_HEAD, MAX_PAYLOAD, frame_in_place
 
-__all__ = ["SocketStream", "accept", "connect_tcp", "connect_udp", "connect_unix", "format_address", "resolve"]
+__all__ = [
+    "SocketStream",
+    "accept",
+    "connect_tcp",
+    "connect_udp",
+    "connect_unix",
+    "connect_vsock",
+    "format_address",
+    "resolve",
+]
 
 _SMALL = 1 << 16
 _LINGER_RESET = struct.pack("ii", 1, 0)
@@ -277,14 +286,43 @@ async def connect_unix(path: str | os.PathLike[str]) -> SocketStream:
         raise _failed(f"unix {os.fspath(path)}: {_reason(error)}", error) from error
 
 
+async def connect_vsock(cid: int, port: int, timeout: float = 10.0) -> SocketStream:
+    """Connect to a service of a virtual machine (or of its host) over AF_VSOCK. timeout: seconds to wait for it.
+
+    Raises ConnectionError with one clear line; also where the kernel has no vsock.
+    """
+    where = f"vsock {cid}:{port}"
+    try:
+        async with asyncio.timeout(timeout):
+            while True:
+                try:
+                    return await _establish(socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM), (cid, port))
+                except OSError as error:
+                    # The kernel gives up after 2 s, which Python has no way to change.
+                    if error.errno != errno.ETIMEDOUT:
+                        raise
+    except TimeoutError:
+        raise ConnectionError(f"{where}: no answer within {timeout:g} s") from None
+    except OSError as error:
+        hint = {
+            errno.EAFNOSUPPORT: "; this kernel has no vsock (is the module vsock loaded?)",
+            errno.ENODEV: "; no vsock transport leads there (/dev/vhost-vsock, vsock_loopback)",
+        }.get(error.errno or 0, "")
+        raise _failed(f"{where}: {_reason(error)}{hint}", error) from error
+
+
 async def _connect(
     family: socket.AddressFamily, address: Any, kind: socket.SocketKind = socket.SOCK_STREAM
 ) -> SocketStream:
     sock = socket.socket(family, kind)
+    if family != socket.AF_UNIX and kind == socket.SOCK_STREAM:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return await _establish(sock, address)
+
+
+async def _establish(sock: socket.socket, address: Any) -> SocketStream:
     try:
         sock.setblocking(False)
-        if family != socket.AF_UNIX and kind == socket.SOCK_STREAM:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await asyncio.get_running_loop().sock_connect(sock, address)
     except BaseException:
         sock.close()

@@ -88,14 +88,16 @@ def _read(connection: socket.socket, length: int) -> bytes:
     return data
 
 
-def send_direct(connection: socket.socket, image: LocalImage, blocks: Iterable[tuple[int, int]] | None) -> None:
-    """All of the image: the sparse stream of a plain one (``blocks``: only these runs), a compressed one as it is.
+def send_direct(
+    connection: socket.socket, image: LocalImage, blocks: Iterable[tuple[int, int]] | None, *, as_is: bool = False
+) -> None:
+    """All of the image: the sparse stream of a plain one (``blocks``: only these runs), a compressed one ``as_is``.
 
     Raises ImagingError when the file cannot be read or was changed; returns quietly when the exporter closes, which
     tells why over gRPC.
     """
     try:
-        if image.compression is not None:
+        if as_is or image.compression is not None:
             _send(connection, image, 0, image.size)
             image.require_unchanged()
         else:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -50,11 +50,13 @@ async def dump(
     progress: ProgressCallback | None = None,
     where: str | None = None,
     method: str = "dump",
+    arguments: Callable[[Any], tuple[Any, ...]] | None = None,
 ) -> DumpResult:
     """Write what ``target`` holds to the file ``dest``, with holes for zeros; ``compression`` packs it (here).
 
     ``dest`` appears when it is complete: until then the bytes go to a temporary file beside it.
-    ``method``: the driver's call that sends (``read`` for a storage switch). Raises ImagingError.
+    ``method``: the driver's call that sends (``read`` for a storage switch); ``arguments``: makes what it takes from
+    the handle, where that is not handle and target. Raises ImagingError.
     """
     started = time.monotonic()
     path = Path(dest)
@@ -71,16 +73,23 @@ async def dump(
     digest = hashlib.sha256()
     size = offset = 0
 
-    def store(data: bytes, plain: int) -> int:
-        for start, view, _ in split_zeros(offset, memoryview(data)):
+    def store(packed: bytes) -> None:
+        nonlocal offset
+        for start, view, _ in split_zeros(offset, memoryview(packed)):
             while view:
                 count = os.pwrite(fd, view, start)
                 start, view = start + count, view[count:]
-        return plain
+        offset += len(packed)
 
+    def take(data: bytes) -> None:
+        digest.update(data)
+        store(packer.compress(data) if packer else data)
+
+    # one piece is hashed and stored in a thread while the next one comes in
+    storing: asyncio.Future[None] | None = None
     try:
         async with node.resource_stream() as (stream, handle):
-            args = (handle, target) if target is not None else (handle,)
+            args = arguments(handle) if arguments else (handle, target) if target is not None else (handle,)
             calling: Awaitable[Any] = asyncio.ensure_future(node.call(method, *args))
             try:
                 while True:
@@ -88,20 +97,19 @@ async def dump(
                         data = await _receive(stream, calling)
                     except EndOfStream:
                         break
-                    digest.update(data)
                     size += len(data)
-                    packed = await asyncio.to_thread(packer.compress, data) if packer else data
-                    await asyncio.to_thread(store, packed, len(data))
-                    offset += len(packed)
+                    if storing is not None:
+                        await asyncio.shield(storing)
+                    storing = asyncio.ensure_future(asyncio.to_thread(take, data))
                     meter.tell("reading", size, None)
+                if storing is not None:
+                    await asyncio.shield(storing)
                 await calling
             finally:
                 calling.cancel()  # type: ignore[attr-defined]  # a Future
                 await asyncio.gather(calling, return_exceptions=True)
         if packer:
-            tail = packer.finish()
-            store(tail, 0)
-            offset += len(tail)
+            store(packer.finish())
         os.ftruncate(fd, offset)
         os.fsync(fd)
         os.fchmod(fd, 0o666 & ~_umask())
@@ -119,6 +127,8 @@ async def dump(
             where=where,
         ) from None  # fmt: skip
     finally:
+        if storing is not None:
+            await asyncio.gather(storing, return_exceptions=True)  # its thread must not write to what is closed
         os.close(fd)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)

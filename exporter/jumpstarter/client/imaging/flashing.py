@@ -19,6 +19,7 @@ from jumpstarter.client.aio import AsyncNode
 from jumpstarter.client.imaging.cache import Facts
 from jumpstarter.client.imaging.direct import NoDirectWay, connect_direct, direct_way, send_direct
 from jumpstarter.client.imaging.download import local_copy
+from jumpstarter.client.imaging.registry import flash_from_registry
 from jumpstarter.client.imaging.result import FlashResult, FlashTarget, ImagingError, Meter, ProgressCallback
 from jumpstarter.client.imaging.sender import send_all, sparse_messages
 from jumpstarter.client.imaging.source import Cancelled, CompressionChoice, LocalImage
@@ -44,23 +45,33 @@ async def flash(
     progress: ProgressCallback | None = None,
     where: str | None = None,
     method: str = "flash",
+    extra: Mapping[str, Any] | None = None,
 ) -> FlashResult:
-    """Put the image ``src`` (a path, or an http or https URL) onto ``target`` of the flasher ``node``.
+    """Put the image ``src`` (a path, an http or https URL, or the ``oci://`` reference of an artifact that the exporter
+    fetches) onto ``target`` of the flasher ``node``.
 
     An image the target already holds is not written again. ``verify`` reads the target back from the medium: after a
     write, or to find blocks that changed since the last flash, which are then repaired. ``force`` writes all of it
     anyway. ``check`` only tells what would be done. ``checksum``: ``sha256:...`` of the file, compared before the first
     write. ``compression``: auto (by content), none, gzip, xz, bz2 or zstd. ``where``: how errors name the exporter.
     ``method``: the plain call to use where the driver has no more; a driver's ``write`` instead of ``flash`` is always
-    called plainly.
+    called plainly. ``extra``: options that only this kind of driver knows, for its ``flash_image``.
 
     Raises ImagingError; its ``state`` says what the target holds then.
     """
     started = time.monotonic()
     meter = Meter(progress)
     try:
+        if isinstance(src, str) and src.lower().startswith("oci://"):
+            if checksum is not None:
+                raise ImagingError(f"{src}: name the digest in the reference instead of a checksum", code="refused")
+            options = {"verify": verify, "force": force, "check": check, **(extra or {})}
+            if compression != "auto":
+                options["compression"] = None if compression in (None, "none") else str(compression)
+            fetched = await flash_from_registry(node, f"oci://{src[6:]}", target=target, options=options, meter=meter)
+            return replace(fetched, seconds=round(time.monotonic() - started, 3))
         async with _opened(src, compression, meter) as image:
-            job = _Flash(node, image, target, verify, force, check, meter, method)
+            job = _Flash(node, image, target, verify, force, check, meter, method, extra or {})
             if checksum is not None:
                 await job.work(lambda: image.verify_checksum(checksum, meter.tell))
             result = await job.run()
@@ -102,6 +113,7 @@ class _Flash:
     check: bool
     meter: Meter
     method: str
+    extra: Mapping[str, Any]
     done: int = 0
     """Bytes of the image the exporter last said it had dealt with."""
 
@@ -118,7 +130,7 @@ class _Flash:
         record: Mapping[str, Any] | None = state.get("record")
         reason = await self._difference(record)
         if reason is None and record is not None:
-            return await self._already_there(record, bool(state.get("untouched")))
+            return await self._already_there(record, bool(state.get("untouched")), away=bool(state.get("away")))
         return await self._write(str(reason))
 
     async def work(self, function: Any) -> None:
@@ -170,11 +182,13 @@ class _Flash:
         wanted = record.get("probe")
         return not wanted or await asyncio.to_thread(probe_file, self.image.fd, self.image.size) == wanted
 
-    async def _already_there(self, record: Mapping[str, Any], untouched: bool) -> FlashResult:
+    async def _already_there(self, record: Mapping[str, Any], untouched: bool, *, away: bool) -> FlashResult:
         same = FlashResult(
             changed=False, target=self.target, size=int(record["size"]), sha256=str(record["sha256"]),
             verified=self.verify, reason="the target already holds this image",
         )  # fmt: skip
+        if away and self.check:  # looking would take the storage from a device that may be using it
+            return replace(same, verified=False, reason="the device has the storage, which got this image last")
         if not self.verify:
             return same if untouched else await self._write("the target was written to since it was flashed")
         found: Mapping[str, Any] = {}
@@ -206,6 +220,7 @@ class _Flash:
             "source_size": image.size,
             "sha256": sha256 or image.facts.content_sha256 or None,
             "verify": self.verify,
+            **self.extra,
         }
         if repair is not None:
             options["repair"] = [list(run) for run in repair]

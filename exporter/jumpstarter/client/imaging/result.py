@@ -101,6 +101,8 @@ class Progress:
     @property
     def text(self) -> str:
         """One line for people."""
+        if not self.done and self.total is None:
+            return self.phase  # a step that counts no bytes
         amount = format_size(self.done)
         if self.total:
             amount = f"{amount} of {format_size(self.total)} ({100 * self.done // self.total} %)"

@@ -43,7 +43,12 @@ class LocalImage:
     `cancel` ends them."""
 
     def __init__(
-        self, path: str | os.PathLike[str], compression: CompressionChoice = "auto", name: str | None = None
+        self,
+        path: str | os.PathLike[str],
+        compression: CompressionChoice = "auto",
+        name: str | None = None,
+        *,
+        may_be_empty: bool = False,
     ) -> None:
         """Open; raises ImagingError when there is no such file, or it is empty or no file. ``name``: what messages
         call it instead of ``path``."""
@@ -59,7 +64,7 @@ class LocalImage:
             if not (stat.S_ISREG(info.st_mode) or stat.S_ISBLK(info.st_mode)):
                 raise ImagingError(f"image {self.path} is no file", code="source")
             self.size = os.lseek(self.fd, 0, os.SEEK_END)
-            if self.size == 0:
+            if self.size == 0 and not may_be_empty:
                 raise ImagingError(f"image {self.path} is empty", code="source")
             self.compression = self._choose(compression)
             self._opened = os.fspath(path)
