@@ -20,7 +20,13 @@ WORKERS ?= 2
 DEBIAN_BASE := python3 python3-venv
 DEBIAN_DEMO := qemu-system-arm u-boot-qemu mtools ipxe-qemu openssh-client
 DEBIAN_TEST := qemu-system-x86 qemu-utils mmdebstrap debian-archive-keyring e2fsprogs syslinux syslinux-common uidmap cpio \
-	fakeroot git busybox openssh-server bzip2 xz-utils zstd postgresql-15 iproute2
+	fakeroot git openssh-server bzip2 xz-utils zstd postgresql-15 iproute2 tcpdump nftables dnsmasq-base qemu-block-extra \
+	tgt \
+	debian-installer-12-netboot-arm64 docker-registry busybox-static \
+	udev kmod procps sudo usbip libusb-1.0-0 can-utils \
+	chromium dbus iperf3 novnc ustreamer \
+	snmpd mosquitto libhidapi-hidraw0 \
+	tftp-hpa tftpd-hpa atftp curl
 
 .DELETE_ON_ERROR:
 # Installing Debian packages, making the environment and building images would only get in one another's way.
