@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clients of flashers and storage switches under the names Jumpstarter's drivers use."""
+"""Clients of storages, flashers and storage switches under the names Jumpstarter's drivers use."""
 
 from __future__ import annotations
 
@@ -15,12 +15,20 @@ from jumpstarter.client.decorators import driver_click_group
 from jumpstarter.client.flasher import FlasherClient as _FlasherClient
 from jumpstarter.client.flasher import FlasherClientInterface, add_flasher_commands, node_of
 from jumpstarter.common.exceptions import ArgumentError
-from jumpstarter_driver_storage.mux import StorageMuxInterface
+from jumpstarter_driver_opendal.storage_client import OpendalClient, OpendalFile
+from jumpstarter_driver_storage.interface import StorageMuxInterface
 
 if TYPE_CHECKING:
     from jumpstarter.client.imaging import DumpResult, FlashResult, ProgressCallback
 
-__all__ = ["FlasherClient", "FlasherClientInterface", "StorageMuxClient", "StorageMuxFlasherClient"]
+__all__ = [
+    "FlasherClient",
+    "FlasherClientInterface",
+    "OpendalClient",
+    "OpendalFile",
+    "StorageMuxClient",
+    "StorageMuxFlasherClient",
+]
 
 PathBuf = str | PathLike[str]
 

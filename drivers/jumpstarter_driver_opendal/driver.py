@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flasher and storage switch interfaces under the names Jumpstarter's drivers import, and mocks of them."""
+"""The storage driver, and the flasher and storage switch interfaces under the names Jumpstarter's drivers import."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from jumpstarter.driver.flasher import FlasherInterface as _FlasherInterface
+from jumpstarter_driver_opendal.storage import Opendal
 from jumpstarter_driver_storage.flasher import ImageFlasher
 from jumpstarter_driver_storage.mux import Side, StorageMux, StorageMuxFlasherInterface, StorageMuxInterface
 from jumpstarter_driver_storage.target import Target
@@ -19,6 +20,7 @@ __all__ = [
     "MockFlasher",
     "MockStorageMux",
     "MockStorageMuxFlasher",
+    "Opendal",
     "StorageMuxFlasherInterface",
     "StorageMuxInterface",
 ]
