@@ -11,6 +11,9 @@ from jumpstarter_driver_composite.client import CompositeClient
 if TYPE_CHECKING:
     import click
     from fabric import Connection
+    from PIL import Image
+
+    from jumpstarter.client import DriverClient
 
 __all__ = ["QemuClient"]
 
@@ -54,11 +57,58 @@ class QemuClient(CompositeClient):
         adapter: AbstractContextManager[Connection] = FabricAdapter(client=self.children["ssh"], **options)
         return adapter
 
+    def novnc(self) -> AbstractContextManager[str]:
+        """Serve noVNC with the machine's screen to a browser on this machine; gives the URL to open, which is a secret.
+
+        Raises FileNotFoundError when noVNC is not installed here.
+        """
+        from jumpstarter_driver_network.adapters import NovncAdapter
+
+        adapter: AbstractContextManager[str] = NovncAdapter(client=self._screen())
+        return adapter
+
+    def snapshot(self) -> Image.Image:
+        """A picture of the machine's screen. Needs the extra vnc."""
+        from jumpstarter_driver_vnc.client import screen_picture
+
+        return screen_picture(self._screen())
+
+    def _screen(self) -> DriverClient:
+        try:
+            return self.children["vnc"]
+        except KeyError:
+            raise ValueError(
+                'the virtual machine has no screen: "vnc" is off in the exporter\'s configuration'
+            ) from None
+
     def cli(self) -> click.Group:
-        """The children's commands, and ``resize disk|memory SIZE``."""
+        """The children's commands, ``novnc``, ``screenshot [-o FILE]`` and ``resize disk|memory SIZE``."""
         import click
 
+        from jumpstarter.client.picture_file import picture_file
+
         group = super().cli()
+
+        @group.command()
+        @click.option("--browser/--no-browser", default=True, show_default=True, help="Open the page in a web browser.")
+        def novnc(browser: bool) -> None:
+            """Show the screen in a browser until interrupted. The printed URL is a secret: it controls the machine."""
+            import signal
+            import webbrowser
+
+            with self.novnc() as url:
+                click.echo(url)
+                if browser:
+                    webbrowser.open(url)
+                while True:
+                    signal.pause()
+
+        @group.command()
+        @click.option("-o", "--output", type=picture_file(), default="screenshot.png", show_default=True)
+        def screenshot(output: str) -> None:
+            """Save a picture of the screen; the file's ending says the format."""
+            self.snapshot().save(output)
+            click.echo(output)
 
         @group.command()
         @click.argument("what", type=click.Choice(["disk", "memory"]))

@@ -59,8 +59,9 @@ class Qemu(Driver):
     hostfwd: ports of the guest by child name; `ssh` to guest port 22 is always there. vnc: false for no screen.
     powerdown_timeout: seconds that `power off` waits for the guest after pressing its power button; 0 pulls the plug.
     start_timeout: seconds that QEMU may take to start. flash_timeout: seconds that an image may take which the exporter
-    fetches itself.
-    extra_args: more arguments for QEMU.
+    fetches itself. insecure_registries: registries (``host:port``) whose images are fetched by plain HTTP.
+    fls_version, fls_allow_custom_binaries, fls_custom_binary_url: taken from existing configurations, without effect:
+    the exporter fetches images from registries itself. extra_args: more arguments for QEMU.
     """
 
     driver_type: ClassVar[str] = "composite"
@@ -87,6 +88,10 @@ class Qemu(Driver):
     powerdown_timeout: float = 3.0
     start_timeout: float = 30.0
     flash_timeout: float = 1800.0
+    insecure_registries: list[str] = field(default_factory=list)
+    fls_version: str | None = None
+    fls_allow_custom_binaries: bool = False
+    fls_custom_binary_url: str | None = None
     extra_args: list[str] = field(default_factory=list)
 
     _machine: VirtualMachine | None = field(init=False, default=None, repr=False)
@@ -108,6 +113,7 @@ class Qemu(Driver):
             parent=self,
             disks=self._disks,
             state_dir=str(self._disks.directory),
+            insecure_registries=self.insecure_registries,
             labels={"jumpstarter.dev/name": "flasher"},  # what its messages call it
         )
         runtime = self._disks.runtime_path

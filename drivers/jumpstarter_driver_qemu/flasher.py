@@ -14,7 +14,7 @@ from jumpstarter_driver_qemu.disks import Disks
 from jumpstarter_driver_qemu.errors import MachineBusy
 from jumpstarter_driver_qemu.settings import PARTITIONS
 from jumpstarter_driver_storage.errors import StorageRefused
-from jumpstarter_driver_storage.flasher import ImageFlasher
+from jumpstarter_driver_storage.oci_flash import OciFlasher
 from jumpstarter_driver_storage.target import Checked, Target
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["QemuFlasher"]
 
 
 @dataclass(kw_only=True)
-class QemuFlasher(ImageFlasher):
+class QemuFlasher(OciFlasher):
     """Writes the disk (``root``, the default) and the firmware of a machine that is off.
 
     Images that the configuration names in ``default_partitions`` are never written; a flashed image takes their place.

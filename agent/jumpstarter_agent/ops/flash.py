@@ -36,8 +36,9 @@ async def flash(ctx: Context) -> dict[str, Any]:
         options["compression"] = "bz2"
     if "://" not in source:
         await asyncio.to_thread(_check_readable, source)
-    elif not source.lower().startswith(("http://", "https://")):
-        raise AgentError("invalid", f"image {source}: only files, http:// and https:// addresses can be flashed")
+    elif not source.lower().startswith(("http://", "https://", "oci://")):
+        kinds = "files, http://, https:// and oci:// addresses"
+        raise AgentError("invalid", f"image {source}: only {kinds} can be flashed")
     node = await ctx.node(driver)
     lease = await ctx.lease()
     from jumpstarter.client import imaging
