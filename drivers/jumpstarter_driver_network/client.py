@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from types import TracebackType
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from jumpstarter.client import DriverClient
 from jumpstarter.common.exceptions import DriverError
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import click
 
-__all__ = ["NetworkClient"]
+__all__ = ["DbusNetworkClient", "NetworkClient"]
 
 
 @dataclass(kw_only=True)
@@ -69,14 +74,74 @@ class NetworkClient(DriverClient):
                 url = self.address()
             except DriverError as error:
                 if error.code in ("NOT_FOUND", "UNIMPLEMENTED"):
-                    raise click.ClickException("the exporter is too old to tell the address") from error
+                    raise click.ClickException(
+                        "this service has no address to tell, or the exporter is older than 0.7.1"
+                    ) from error
                 raise click.ClickException(str(error)) from error
-            host, _, port = url.partition("://")[2].rpartition(":")
-            if part is not None and not host:
+            if part is None:
+                click.echo(url)
+                return
+            parts = urlsplit(url)
+            # Not parts.port: the ports of a virtual machine's sockets (vsock) have 32 bits.
+            _, digits, port = parts.netloc.rpartition("]" if parts.netloc.endswith("]") else ":")
+            port = port if digits and port.isdecimal() else {"ws": "80", "wss": "443"}.get(parts.scheme, "")
+            if not parts.hostname or not port:
                 raise click.ClickException(f"{url} has no host and port")
-            click.echo({"host": host.strip("[]"), "port": port}.get(part or "", url))
+            click.echo({"host": parts.hostname, "port": port}[part])
 
         return network
+
+
+@dataclass(kw_only=True)
+class DbusNetworkClient(NetworkClient):
+    """Client of a message bus of the exporter.
+
+    As a context manager it makes the bus this process's own: programs and libraries that use the system (or session)
+    bus reach the exporter's while the ``with`` block runs.
+
+        with client.bus:
+            subprocess.run(["busctl", "list"])
+    """
+
+    _swapped: list[ExitStack] = field(init=False, default_factory=list, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """ "system" or "session"."""
+        return self.labels["jumpstarter.dev/dbusnetwork/kind"]
+
+    def __enter__(self) -> Self:
+        from jumpstarter_driver_network.adapters import DbusAdapter
+
+        with ExitStack() as stack:
+            stack.enter_context(DbusAdapter(client=self))
+            self._swapped.append(stack.pop_all())
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._swapped.pop().close()
+
+    def cli(self) -> click.Group:
+        """The commands of a network, and ``run COMMAND...``."""
+        import click
+
+        group = super().cli()
+
+        @group.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+        @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+        def run(command: tuple[str, ...]) -> int:
+            """Run COMMAND with the exporter's bus in place of its own, e.g. run busctl list."""
+            import subprocess
+
+            with self:
+                try:
+                    return subprocess.run(command, check=False).returncode
+                except OSError as error:
+                    raise click.ClickException(f"{command[0]}: {(error.strerror or str(error)).lower()}") from error
+
+        return group
 
 
 def _wait_for_interrupt() -> None:

@@ -1,34 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Drivers that lead to services next to the exporter: TCP, UDP, unix sockets, and an echo for tests."""
+"""Drivers that lead to services next to the exporter: TCP, UDP, unix and vsock sockets, and an echo for tests.
+
+D-Bus and WebSockets have modules of their own; their drivers are named here because configurations name them so.
+"""
 
 from __future__ import annotations
 
 import socket
-from abc import ABCMeta, abstractmethod
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.driver import Driver, export, exportstream
+from jumpstarter_driver_network.dbus import DbusNetwork
+from jumpstarter_driver_network.interface import NetworkInterface
+from jumpstarter_driver_network.websocket import WebsocketNetwork
 
-__all__ = ["EchoNetwork", "NetworkInterface", "TcpNetwork", "UdpNetwork", "UnixNetwork"]
+__all__ = [
+    "DbusNetwork",
+    "EchoNetwork",
+    "NetworkInterface",
+    "TcpNetwork",
+    "UdpNetwork",
+    "UnixNetwork",
+    "VsockNetwork",
+    "WebsocketNetwork",
+]
 
-
-class NetworkInterface(metaclass=ABCMeta):
-    """A service that can be connected to, any number of times."""
-
-    driver_type: ClassVar[str] = "network"
-
-    @classmethod
-    def client(cls) -> str:
-        """Path of the client class."""
-        return "jumpstarter_driver_network.client.NetworkClient"
-
-    @abstractmethod
-    def connect(self) -> AbstractAsyncContextManager[Any]:
-        """Stream: a new connection to the service."""
+#: VMADDR_CID_ANY and VMADDR_PORT_ANY: "any" is for who listens.
+_ANY_VSOCK = 0xFFFFFFFF
 
 
 @dataclass(kw_only=True)
@@ -123,6 +125,39 @@ class UnixNetwork(NetworkInterface, Driver):
         from jumpstarter.streams.sockets import connect_unix
 
         async with await connect_unix(self.path) as stream:
+            yield stream
+
+
+@dataclass(kw_only=True)
+class VsockNetwork(NetworkInterface, Driver):
+    """A service of a virtual machine on the exporter's host, reached without any network (AF_VSOCK).
+
+    cid: the machine's context id (1 is the exporter's host itself, 2 the host of the machine the exporter runs in).
+    port: the service's port there. connect_timeout: seconds to wait for it to accept.
+    """
+
+    cid: int
+    port: int
+    connect_timeout: float = 10.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, value in (("cid", self.cid), ("port", self.port)):
+            if not 0 <= value < _ANY_VSOCK:
+                raise ConfigurationError(f"vsock network: {name} is {value}, must be 0 to {_ANY_VSOCK - 1}")
+
+    @export(readonly=True)
+    async def address(self) -> str:
+        """The service's address: "vsock://3:22"."""
+        return f"vsock://{self.cid}:{self.port}"
+
+    @exportstream
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Any]:
+        """Stream: a new connection. Half-closes pass through in both directions."""
+        from jumpstarter.streams.sockets import connect_vsock
+
+        async with await connect_vsock(self.cid, self.port, self.connect_timeout) as stream:
             yield stream
 
 

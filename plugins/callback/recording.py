@@ -59,6 +59,7 @@ _AGENT_SECONDS = 10.0
 _DETAILS = (
     "phases", "bootloader_version", "kernel_version", "console_tail", "tail", "error_code",
     "target", "size", "written_bytes", "skipped_bytes", "moved_bytes", "verified", "repaired_blocks", "reason",
+    "screenshot", "similar", "distance", "bits",
 )  # fmt: skip
 
 # What Ansible puts before the message of an action or a connection; the report says it by other means.

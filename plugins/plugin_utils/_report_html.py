@@ -12,6 +12,7 @@ import os
 import typing as t
 from datetime import datetime
 from html import escape
+from urllib.parse import quote
 
 from ansible_collections.jumpstarter.lab.plugins.plugin_utils._report import (
     HostRecord,
@@ -70,6 +71,9 @@ pre u { color:#e0b860; text-decoration:none }
 .scale { display:flex; justify-content:space-between; color:var(--soft); font-size:11px }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:3px 18px; margin:0 }
 dt { color:var(--soft) } dd { margin:0; overflow-wrap:anywhere }
+.screens { display:flex; flex-wrap:wrap; gap:14px } figure { margin:0; max-width:320px }
+figure img { max-width:100%; border:1px solid var(--line); border-radius:6px; display:block }
+figcaption { font-size:12px }
 summary { cursor:pointer } details { margin-top:10px }
 @media print { pre { max-height:none } }
 """
@@ -143,6 +147,7 @@ def _host(run: RunRecord, host: HostRecord, folder: str) -> str:
         *[_phases(task) for task in host.tasks if task.details.get("phases")],
         _tasks(host),
         *[_flash(task.details) for task in host.tasks if "sha256_image" in task.details],
+        _screens(host, folder),
         *[_console(path, host.bad) for path in console_logs(host)],
         _files(host, folder),
         "</div>",
@@ -225,6 +230,25 @@ def _flash(details: dict[str, t.Any]) -> str:
         rows.append(("Verified", words + (f"; {repaired} blocks repaired" if repaired else "")))
     body = "".join(f"<dt>{escape(label)}</dt><dd>{escape(value)}</dd>" for label, value in rows)
     return f"<h3>Image</h3><dl>{body}</dl>"
+
+
+def _screens(host: HostRecord, folder: str) -> str:
+    """The pictures that tasks took, each a link to its file."""
+    shown = []
+    for task in host.tasks:
+        name = str(task.details.get("screenshot") or "")
+        if name not in host.files:
+            continue
+        path = escape(quote(os.path.relpath(os.path.join(host.recording_dir, name), folder)))
+        words = task.name
+        if task.details.get("similar") is not None:
+            verdict = "as wanted" if task.details["similar"] else "not as wanted"
+            words += f": {verdict}, {task.details.get('distance')} of {task.details.get('bits')} bits differ"
+        shown.append(
+            f"<figure><a href='{path}'><img src='{path}' alt='{escape(words, quote=True)}' loading='lazy'></a>"
+            f"<figcaption class='soft'>{escape(words)}</figcaption></figure>"
+        )
+    return f"<h3>Screens</h3><div class='screens'>{''.join(shown)}</div>" if shown else ""
 
 
 def _console(path: str, is_open: bool) -> str:

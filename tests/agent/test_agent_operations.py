@@ -40,7 +40,7 @@ def test_of_tasks_that_switch_on_at_once_one_changes_something(agent: RunningAge
 @pytest.mark.parametrize(
     ("op", "args", "words"),
     [
-        ("flash", {"src": "ftp://lab/disk.img"}, "only files, http:// and https://"),
+        ("flash", {"src": "ftp://lab/disk.img"}, "only files, http://, https:// and oci://"),
         ("lease", {"duration": "0"}, "would end before the next task"),
     ],
 )

@@ -13,6 +13,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "controller"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "cli"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "power"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "snmp"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tasmota"))
 
 from benches import Bench, board_config, build_image
 from labs import Lab

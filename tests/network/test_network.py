@@ -19,7 +19,14 @@ from jumpstarter.common.exceptions import ConfigurationError, DriverError
 from jumpstarter.common.utils import serve
 from jumpstarter.streams.sockets import SocketStream, connect_udp
 from jumpstarter_driver_composite.driver import Composite
-from jumpstarter_driver_network.driver import EchoNetwork, TcpNetwork, UdpNetwork, UnixNetwork
+from jumpstarter_driver_network.driver import (
+    EchoNetwork,
+    TcpNetwork,
+    UdpNetwork,
+    UnixNetwork,
+    VsockNetwork,
+    WebsocketNetwork,
+)
 
 
 def echo(peer: socket.socket) -> None:
@@ -261,12 +268,27 @@ def test_address_command() -> None:
         assert run.invoke(client.cli(), ["address"], catch_exceptions=False).output == "tcp://[::1]:22\n"
         assert run.invoke(client.cli(), ["address", "--host"], catch_exceptions=False).output == "::1\n"
         assert run.invoke(client.cli(), ["address", "--port"], catch_exceptions=False).output == "22\n"
+    for url, host, port in (
+        ("ws://127.0.0.1:81/a?b=c:d", "127.0.0.1", "81"),
+        ("wss://kvm.lab/console", "kvm.lab", "443"),
+        ("vsock://3:22", "3", "22"),
+    ):
+        driver = VsockNetwork(cid=3, port=22) if url.startswith("vsock") else WebsocketNetwork(url=url)
+        with serve(driver) as client:
+            for option, wanted in ([], url), (["--host"], host), (["--port"], port):
+                assert run.invoke(client.cli(), ["address", *option], catch_exceptions=False).output == f"{wanted}\n"
+    with serve(UnixNetwork(path="/run/a:b")) as client:
+        result = run.invoke(client.cli(), ["address", "--host"])
+        assert result.exit_code == 1 and "unix:///run/a:b has no host and port" in result.output
+    with serve(VsockNetwork(cid=3, port=2863311530)) as client:  # more than any TCP port
+        assert run.invoke(client.cli(), ["address"], catch_exceptions=False).output == "vsock://3:2863311530\n"
+        assert run.invoke(client.cli(), ["address", "--port"], catch_exceptions=False).output == "2863311530\n"
     with serve(TcpNetwork(host="::1", port=22, enable_address=False)) as client:
         result = run.invoke(client.cli(), ["address"])
         assert result.exit_code == 1 and '"enable_address" is off' in result.output
     with serve(EchoNetwork()) as client:
         result = run.invoke(client.cli(), ["address"])
-        assert result.exit_code == 1 and "too old to tell the address" in result.output
+        assert result.exit_code == 1 and "no address to tell, or the exporter is older" in result.output
 
 
 # --- the socket stream itself -----------------------------------------------------------------------------------

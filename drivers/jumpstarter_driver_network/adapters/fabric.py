@@ -16,7 +16,7 @@ __all__ = ["FabricAdapter"]
 
 
 class FabricAdapter(adapters.FabricAdapter):
-    """Gives a `fabric.Connection` through a local forward of the driver's stream."""
+    """Gives a `fabric.Connection` through the driver's stream; no port is opened for it."""
 
     def __init__(
         self,
