@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benches, and the fakes of the families whose drivers share a play."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "controller"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "esp32"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "pi_pico"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "probe_rs"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "corellium"))
+
+from benches import Bench
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    """Makes benches; at the end of the test nothing of them may be left."""
+    made: list[Bench] = []
+
+    def make(hosts: dict[str, dict[str, Any]], **variables: Any) -> Bench:
+        folder = tmp_path / f"bench{len(made)}"
+        folder.mkdir()
+        made.append(Bench(folder, hosts, **variables))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
