@@ -15,7 +15,30 @@ from pathlib import Path
 
 ORIGINAL = Path(__file__).resolve().parent.parent / "build" / "original-0.9"
 PACKAGES = ["jumpstarter", "jumpstarter-cli", "jumpstarter-protocol"] + [
-    f"jumpstarter-driver-{name}" for name in ("power", "network", "opendal", "composite", "pyserial")
+    f"jumpstarter-driver-{name}"
+    for name in (
+        "can",
+        "composite",
+        "energenie",
+        "flashers",
+        "gpiod",
+        "http",
+        "http-power",
+        "network",
+        "noyito-relay",
+        "opendal",
+        "power",
+        "probe-rs",
+        "pyserial",
+        "qemu",
+        "shell",
+        "snmp",
+        "ssh",
+        "tasmota",
+        "tftp",
+        "ustreamer",
+        "vnc",
+    )
 ]
 
 
@@ -26,11 +49,13 @@ def original_python() -> Path | None:
     ORIGINAL.parent.mkdir(parents=True, exist_ok=True)
     with ORIGINAL.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # parallel test workers make it once
-        if stamp.exists():
+        installed = stamp.read_text().split() if stamp.exists() else []
+        if set(PACKAGES) <= set(installed):
             return python
         print("installing jumpstarter 0.9.0 into a virtual environment of its own ...", file=sys.stderr, flush=True)
-        shutil.rmtree(ORIGINAL, ignore_errors=True)
-        venv.create(ORIGINAL, with_pip=True)
+        if not stamp.exists():
+            shutil.rmtree(ORIGINAL, ignore_errors=True)
+            venv.create(ORIGINAL, with_pip=True)
         done = subprocess.run(
             [python, "-m", "pip", "install", "-q", *(f"{p}==0.9.0" for p in PACKAGES)],
             capture_output=True,
@@ -40,5 +65,5 @@ def original_python() -> Path | None:
         if done.returncode:
             print(f"the original cannot be installed: {done.stderr.strip()[-300:]}", file=sys.stderr)
             return None
-        stamp.touch()
+        stamp.write_text("\n".join(PACKAGES))
     return python

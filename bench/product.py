@@ -67,6 +67,25 @@ def main(address: str) -> None:
 
                     return latencies(once, n)
 
+            def store(path: str) -> dict[str, float]:
+                t0 = time.perf_counter()
+                root.children["files"].write_from_path("image", path)
+                return {"mb_s": os.path.getsize(path) / (time.perf_counter() - t0) / 1e6}
+
+            def fetch(path: str) -> dict[str, float]:
+                t0 = time.perf_counter()
+                root.children["files"].read_into_path("image", path)
+                return {"mb_s": os.path.getsize(path) / (time.perf_counter() - t0) / 1e6}
+
+            def serve(files: dict[str, str]) -> dict[str, Any]:
+                http, tftp = root.children["http"], root.children["tftp"]
+                for name, path in files.items():
+                    http.put_file(name, path)
+                    tftp.storage.write_from_path(name, path)
+                http.start()
+                tftp.start()
+                return {"http": http.get_url(), "tftp": int(tftp.get_port())}
+
             worker_main(
                 {
                     "unary": unary,
@@ -75,6 +94,9 @@ def main(address: str) -> None:
                     "forward": forward,
                     "console": console,
                     "console_blocking": console_blocking,
+                    "store": store,
+                    "fetch": fetch,
+                    "serve": serve,
                 }
             )
             os._exit(0)

@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import board_flash
+import servers
 from harness import HERE, MIB, ROOT, Worker, WorkerError, median, memory_mib
 from limits import move
 from original import original_python
@@ -124,6 +126,7 @@ class Bench:
                         "config": {"host": host, "port": int(port)}},
                 "serial": {"type": "jumpstarter_driver_pyserial.driver.PySerial", "config": {"url": tty}},
                 "flasher": flasher,
+                **servers.drivers(name, storage),
             },
         }  # fmt: skip
         path = self.folder / f"{name}.yaml"
@@ -184,6 +187,63 @@ class Bench:
             plain.row(size, "MB/s", ">= 0.9 x limit, >= 5 x original"),
             verified.row(f"{size}, read back and verified", "MB/s", "(no target: nobody else verifies)"),
         ]
+
+    def opendal(self) -> list[Row]:
+        """A file into the storage and back, over TCP."""
+        source = servers.make_file(self.folder / "stored.bin", self.mib // 2)
+        back = self.folder / "fetched.bin"
+        store, fetch = Series(), Series()
+        products = {name: peer for name, peer in self.peers.items() if name != "limit"}
+        for _ in range(max(3, self.rounds // 2)):
+            limit = servers.copy_rate(source, self.folder / "copied.bin")
+            store.add(limit=limit, **{n: peer.call("store", path=str(source))["mb_s"] for n, peer in products.items()})
+            fetch.add(limit=limit, **{n: peer.call("fetch", path=str(back))["mb_s"] for n, peer in products.items()})
+        back.unlink()
+        source.unlink()
+        size = f"{self.mib // 2} MiB"
+        return [
+            store.row(f"opendal, store {size}, TCP, digest proved", "MB/s", ">= 3 x original; limit is cp"),
+            fetch.row(f"opendal, fetch {size}, TCP", "MB/s", ">= 3 x original; limit is cp"),
+        ]
+
+    def servers(self) -> list[Row]:
+        """Downloads from the HTTP and the TFTP server of the exporter."""
+        large = servers.make_file(self.folder / "large", self.mib // 2)
+        middle, small = servers.make_file(self.folder / "middle", 16), servers.make_file(self.folder / "small", 2)
+        files = {path.name: str(path) for path in (large, middle, small)}
+        products = {n: peer.call("serve", files=files) for n, peer in self.peers.items() if n != "limit"}
+        rounds = max(3, self.rounds // 2)
+        web = Series()
+        with servers.static_server(self.folder) as static:
+            for _ in range(rounds):
+                urls = {"limit": static} | {n: peer["http"] for n, peer in products.items()}
+                web.add(**{n: servers.http_rate(f"{url}/large") for n, url in urls.items()})
+        rows = [web.row(f"http, download {self.mib // 2} MiB", "MB/s", ">= 0.9 x limit (aiohttp static)")]
+        with servers.in_tftpd(self.folder) as daemon:
+            ports = {"limit": daemon} | {n: peer["tftp"] for n, peer in products.items()}
+            for blksize, windowsize in servers.TFTP:
+                series = Series()
+                for _ in range(rounds):
+                    series.add(**{n: self._tftp(n, port, blksize, windowsize) for n, port in ports.items()})
+                what = f"tftp, blksize {blksize}, windowsize {windowsize}"
+                target = ">= 0.5 x in.tftpd" if windowsize == 1 else "(in.tftpd knows no windowsize)"
+                rows.append(series.row(what, "MB/s", target))
+        return rows
+
+    def _tftp(self, name: str, port: int, blksize: int, windowsize: int) -> float:
+        # at 1 MB/s the original gets the small file
+        path, size = ("small", 2 * MIB) if name == "original" and blksize < 8192 else ("middle", 16 * MIB)
+        return servers.tftp_rate(port, path, size, blksize, windowsize, self.folder / "boot.bin")
+
+    def flashers(self) -> list[Row]:
+        """An image onto a board's disk through its U-Boot, from power on."""
+        series = Series()
+        for number in range(max(3, self.rounds // 2)):
+            image = board_flash.make_image(self.folder, 48, number)
+            limit = board_flash.by_hand(self.folder, image)
+            series.add(limit=limit, ours=board_flash.by_driver(self.folder, image))
+        what = "flashers, 48 MiB by U-Boot, from power on"
+        return [series.row(f"{what}; ours read back and verified", "s", "(limit: QEMU's own TFTP, nothing checked)")]
 
     def forward(self) -> list[Row]:
         """Bulk through a port forward, up and down."""
@@ -366,11 +426,14 @@ def main() -> int:
             "calls": bench.calls,
             "items": bench.items,
             "flash": bench.flash,
+            "opendal": bench.opendal,
+            "servers": bench.servers,
+            "flashers": bench.flashers,
             "forward": bench.forward,
             "console": bench.console,
         }
         wanted = [g for g in groups if not options.only or g in options.only.split(",")]
-        if {"calls", "items", "flash", "forward", "console"} & set(wanted):
+        if {"calls", "items", "flash", "opendal", "servers", "forward", "console"} & set(wanted):
             bench.start_peers()
         for group in wanted:
             print(f"measuring {group} ...", flush=True)

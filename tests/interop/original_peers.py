@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from controller_harness import LabFiles
+from original_exporters import ended
 
 
 @dataclass
@@ -57,11 +58,6 @@ class Original:
 def original_exporter(theirs: Original, lab: LabFiles, config: Path) -> Iterator[subprocess.Popen[str]]:
     """Their `jmp run`, until it is registered and available here."""
     with (lab.folder / f"{config.stem}.log").open("w") as log:
-        with theirs.start("run", "--exporter-config", config, stdout=log, stderr=subprocess.STDOUT) as process:
-            try:
-                lab.wait_for_audit(lambda e: e["action"] == "exporter status" and e["status"] == "AVAILABLE")
-                yield process
-                process.terminate()
-                process.wait(30)
-            finally:
-                process.kill()
+        with ended(theirs.start("run", "--exporter-config", config, stdout=log, stderr=subprocess.STDOUT)) as tree:
+            lab.wait_for_audit(lambda e: e["action"] == "exporter status" and e["status"] == "AVAILABLE")
+            yield tree.process

@@ -5,71 +5,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import os
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
+from original_exporters import our_exporter, their_exporter
 
 from jumpstarter.client.aio import connect
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.exceptions import DriverInvalidArgument, DriverMethodNotImplemented
 
 
-@pytest.fixture(scope="session")
-def original_interpreter(original: Path) -> Path:
-    """Interpreter of a virtual environment with the original in it."""
-    return original / "python"
-
-
-def _config(path: Path, drivers: dict[str, object]) -> Path:
-    path.write_text(
-        json.dumps(
-            {
-                "apiVersion": "jumpstarter.dev/v1alpha1",
-                "kind": "ExporterConfig",
-                "metadata": {"namespace": "default", "name": "interop"},
-                "endpoint": "",
-                "token": "",
-                "export": drivers,
-            }
-        )
-    )
-    return path
-
-
-@contextmanager
-def _ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-def test_client_of_the_original_drives_our_exporter(original_interpreter: Path, tmp_path: Path) -> None:
-    config = _config(
-        tmp_path / "ours.json",
-        {
-            "power": {"type": "jumpstarter_driver_power.driver.MockPower"},
-            "echo": {"type": "jumpstarter_driver_network.driver.EchoNetwork"},
-            "storage": {
-                "type": "jumpstarter_driver_storage.driver.FileFlasher",
-                "config": {"path": str(tmp_path / "disk.img"), "state_dir": str(tmp_path / "state")},
-            },
+def test_client_of_the_original_drives_our_exporter(original: Path, tmp_path: Path) -> None:
+    drivers: dict[str, Any] = {
+        "power": {"type": "jumpstarter_driver_power.driver.MockPower"},
+        "echo": {"type": "jumpstarter_driver_network.driver.EchoNetwork"},
+        "storage": {
+            "type": "jumpstarter_driver_storage.driver.FileFlasher",
+            "config": {"path": str(tmp_path / "disk.img"), "state_dir": str(tmp_path / "state")},
         },
-    )
+    }
     image = tmp_path / "image.bin"
     image.write_bytes(os.urandom(3 << 20) + bytes(1 << 20) + os.urandom(12345))
-    path = tmp_path / "ours.sock"
-    argv = [sys.executable, "-m", "jumpstarter.exporter", "--config", config, "--listen", f"unix:{path}"]
     program = f"""
 import os
 from jumpstarter.utils.env import env
@@ -87,15 +46,8 @@ with env() as client:
     client.storage.dump({str(tmp_path / "dump.bin")!r})
     client.power.off()
 """
-    with _ended(subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)) as exporter:
-        assert exporter.stdout is not None
-        assert exporter.stdout.readline().startswith("READY")
-        env = {**os.environ, "JUMPSTARTER_HOST": str(path), "JMP_DRIVERS_ALLOW": "UNSAFE", "TERM": "dumb"}
-        done = subprocess.run(
-            [original_interpreter, "-c", program], env=env, capture_output=True, text=True, timeout=90, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.splitlines()[:3] == [
+    with our_exporter(original, tmp_path, drivers) as theirs:
+        assert theirs.python(program).splitlines()[:3] == [
             "[(0.0, 0.0), (5.0, 2.0)]",
             "b'hello'",
             "DriverMethodNotImplemented",
@@ -103,40 +55,20 @@ with env() as client:
         want = hashlib.sha256(image.read_bytes()).hexdigest()
         assert hashlib.sha256((tmp_path / "disk.img").read_bytes()).hexdigest() == want
         assert hashlib.sha256((tmp_path / "dump.bin").read_bytes()).hexdigest() == want
-        done = subprocess.run([original_interpreter.parent / "j", "power", "on"], env=env, timeout=60, check=False)
-        assert done.returncode == 0
+        theirs.j("power", "on")
 
 
-def _wait_port(process: subprocess.Popen[str], port: int) -> None:
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "the original's exporter ended"
-        try:
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.02)
-    raise AssertionError("the original's exporter does not listen")
-
-
-def test_our_client_drives_an_exporter_of_the_original(original_interpreter: Path, tmp_path: Path) -> None:
-    config = _config(
-        tmp_path / "theirs.yaml",
-        {
-            "power": {"type": "jumpstarter_driver_power.driver.MockPower"},
-            "echo": {"type": "jumpstarter_driver_network.driver.EchoNetwork"},
-            "storage": {"type": "jumpstarter_driver_opendal.driver.MockFlasher"},
-            "serial": {"type": "jumpstarter_driver_pyserial.driver.PySerial", "config": {"url": "loop://"}},
-        },
-    )
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])  # the original cannot choose a port itself
-    argv = [original_interpreter.parent / "jmp", "run", "--exporter-config", config]
-    argv += ["--tls-grpc-listener", f"127.0.0.1:{port}", "--tls-grpc-insecure"]
+def test_our_client_drives_an_exporter_of_the_original(original: Path, tmp_path: Path) -> None:
+    drivers: dict[str, Any] = {
+        "power": {"type": "jumpstarter_driver_power.driver.MockPower"},
+        "echo": {"type": "jumpstarter_driver_network.driver.EchoNetwork"},
+        "storage": {"type": "jumpstarter_driver_opendal.driver.MockFlasher"},
+        "serial": {"type": "jumpstarter_driver_pyserial.driver.PySerial", "config": {"url": "loop://"}},
+    }
     image = os.urandom(3 << 20)
 
-    async def body() -> None:
-        async with connect(f"127.0.0.1:{port}", insecure=True) as session:
+    async def body(address: str) -> None:
+        async with asyncio.timeout(60), connect(address, insecure=True) as session:
             assert not session.lab
             assert await session.status() == (ExporterStatus.LEASE_READY, "Ready for commands")
             power = session.node("power")
@@ -171,8 +103,5 @@ def test_our_client_drives_an_exporter_of_the_original(original_interpreter: Pat
                     got += data
             assert got == image
 
-    with _ended(subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)) as exporter:
-        _wait_port(exporter, port)
-        asyncio.run(asyncio.wait_for(body(), 60))
-        exporter.terminate()  # its parent process passes this on to the child that serves
-        exporter.wait(20)
+    with their_exporter(original, tmp_path, drivers) as address:
+        asyncio.run(body(address))

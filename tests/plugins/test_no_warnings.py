@@ -20,6 +20,7 @@ EXECUTED = {"result": {"rc": 0, "stdout_b64": "aGkK", "stderr_b64": ""}}
 OPTIONS: dict[str, dict[str, Any]] = {
     "access_policy": {"name": "nightly", "rules": [{"priority": 1}]},
     "call": {"driver": "power", "method": "status"},
+    "can": {"send": ["123#00"]},
     "client": {"name": "ci", "state": "absent"},
     "console": {"action": "send", "send": "x"},
     "copy_from": {"src": "/etc/hostname", "dest": "here"},
