@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write docs/reference/ from the code: drivers, exporter configuration, commands, Ansible actions.
+"""Write docs/reference/ from the code: drivers, configuration, commands, Ansible actions.
+
+The table docs/drivers/index.md is made as well, from the pages beside it.
 
 ``python tools/reference.py`` writes the pages; ``--check`` exits 1 when what is checked in is not current.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
+import enum
 import inspect
 import re
 import sys
@@ -101,13 +104,15 @@ def _field_rows(cls: type[Any]) -> list[str]:
 
 
 def _plain(value: Any) -> str:
+    if isinstance(value, enum.Enum):
+        value = value.value
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (str, int, float, dict, list)):
         return yaml.safe_dump(value, default_flow_style=True).strip().removesuffix("...").strip()
-    return str(getattr(value, "value", value))
+    return str(value)
 
 
 def drivers() -> str:
@@ -120,7 +125,9 @@ def drivers() -> str:
         "`methods_description` (help texts) beside `config`, and `log_level` and `labels` in it.\n",
     ]
     for cls in _driver_classes():
-        lines += [f"## `{cls.__module__}.{cls.__qualname__}`\n", inspect.cleandoc(cls.__doc__ or ""), ""]
+        # Where YAML finds it, whichever module of the package it is written in.
+        name = f"{cls.__module__.partition('.')[0]}.driver.{cls.__qualname__}"
+        lines += [f"## `{name}`\n", inspect.cleandoc(cls.__doc__ or ""), ""]
         lines += [f"Kind: {cls.driver_type}. Client: `{cls.client()}`.\n"]
         if rows := _field_rows(cls):
             lines += ["| config | type | default |", "|---|---|---|", *rows, ""]
@@ -336,7 +343,20 @@ def actions() -> str:
     return "\n".join(lines)
 
 
-PAGES = {"drivers.md": drivers, "configuration.md": configuration, "commands.md": commands, "collection.md": actions}
+def driver_table() -> str:
+    """The table of the drivers' pages."""
+    from driver_pages import table
+
+    return table()
+
+
+PAGES = {
+    "drivers.md": drivers,
+    "configuration.md": configuration,
+    "commands.md": commands,
+    "collection.md": actions,
+    "../drivers/index.md": driver_table,
+}
 
 
 def main() -> int:

@@ -35,7 +35,13 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_table_of_contents_has_every_page() -> None:
-    listed = {(DOCS / name).resolve() for name in re.findall(r"\]\(([^)#\s]+\.md)\)", (DOCS / "index.md").read_text())}
+    # Each driver's page is in the drivers' own table.
+    tables = (DOCS / "index.md", DOCS / "drivers" / "index.md")
+    listed = {
+        (table.parent / name).resolve()
+        for table in tables
+        for name in re.findall(r"\]\(([^)#\s]+\.md)\)", table.read_text())
+    }
     assert listed >= {page for page in PAGES if page.name != "index.md"}
 
 
