@@ -42,7 +42,11 @@ class GuestUsb:
             self.bus.unplug(device)
 
     def unplug_all(self) -> None:
-        """Pull everything out, and wait until the guest's kernel has let go of it."""
-        for device in list(self.bus.devices.values()):
+        """Pull everything of this bus out, and wait until the guest's kernel has let go of it. Others' devices stay."""
+        devices = list(self.bus.devices.values())
+        for device in devices:
             self.unplug(device)
-        self.guest.shell('until [ -z "$(usbip port 2>/dev/null | grep "^Port")" ]; do sleep 0.1; done', timeout=30)
+        for device in devices:
+            serial = device._strings[device.iSerialNumber]
+            gone = f"while cat /sys/bus/usb/devices/*/serial 2>/dev/null | grep -qx {serial}; do sleep 0.1; done"
+            self.guest.shell(gone, timeout=60)
