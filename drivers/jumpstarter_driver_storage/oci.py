@@ -260,9 +260,10 @@ class Registry:
     def _pieces(self, response: Any, length: int) -> Iterator[bytes]:
         import requests
 
+        # stop() sets its mark and then looks for a response, this does the reverse: one of the two sees the other.
         self._response = response
         try:
-            for piece in response.iter_content(length):
+            for piece in () if self._stopped else response.iter_content(length):
                 if self._stopped:
                     break
                 yield piece

@@ -190,19 +190,16 @@ class _Pieces:
         self._pieces = pieces
         self._stop = stop
         self._busy = asyncio.Lock()
+        self._reading: asyncio.Future[bytes] | None = None
 
     async def receive(self) -> bytes:
         async with self._busy:
-            # A thread that is still reading when this is cancelled must end before the iterator is closed.
-            task = asyncio.ensure_future(asyncio.to_thread(next, self._pieces, b""))
+            self._reading = asyncio.ensure_future(asyncio.to_thread(next, self._pieces, b""))
             try:
                 async with asyncio.timeout(_STALL):  # a registry that drips must not keep a flash for days
-                    data = await asyncio.shield(task)
+                    data = await asyncio.shield(self._reading)
             except (asyncio.CancelledError, TimeoutError) as error:
-                self._stop()
-                await asyncio.wait([task])
-                if not task.cancelled():
-                    task.exception()  # that it was stopped is known
+                await self._end_reading()
                 if isinstance(error, TimeoutError):
                     raise TimeoutError(f"the registry has sent less than one piece in {_STALL:g} s") from None
                 raise
@@ -212,9 +209,20 @@ class _Pieces:
 
     async def aclose(self) -> None:
         async with self._busy:
+            await self._end_reading()  # receive() may have been cancelled a second time, while it waited for this
             close = getattr(self._pieces, "close", None)
             if close is not None:
                 await asyncio.to_thread(close)
+
+    async def _end_reading(self) -> None:
+        """A thread that is still reading must end before the iterator is closed."""
+        if (reading := self._reading) is None:
+            return
+        if not reading.done():
+            self._stop()
+            await asyncio.wait([reading])
+        if not reading.cancelled():
+            reading.exception()  # that it was stopped is known, and what it raised by itself was raised
 
 
 def _tar_member(blob: _Blob) -> Iterator[bytes]:

@@ -13,7 +13,8 @@ from typing import Any
 
 
 class HostileRegistry:
-    """One artifact ``lab/x``. host: ``127.0.0.1:port``. seen: the Authorization headers that came."""
+    """One artifact ``lab/x``. host: ``127.0.0.1:port``. seen: the Authorization headers that came.
+    hesitates: a blob that was ``asked`` for is answered when this is set."""
 
     def __init__(self) -> None:
         self.host = ""
@@ -25,6 +26,8 @@ class HostileRegistry:
         self.media_type = "application/octet-stream"
         self.drips = False
         self.dripping = threading.Event()
+        self.hesitates: threading.Event | None = None
+        self.asked = threading.Event()
         self.over = threading.Event()
 
     def manifest(self) -> bytes:
@@ -57,6 +60,9 @@ def hostile_registry() -> Iterator[HostileRegistry]:
             data = (
                 registry.manifest() if "/manifests/" in self.path else registry.blob if "/blobs/" in self.path else b""
             )
+            if "/blobs/" in self.path and registry.hesitates is not None:
+                registry.asked.set()
+                registry.hesitates.wait(60)
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()

@@ -104,6 +104,27 @@ def test_cancelling_does_not_wait_for_a_registry_that_drips(hostile: HostileRegi
     asyncio.run(test())
 
 
+def test_cancelling_before_the_registry_answers_does_not_wait_for_its_drips(hostile: HostileRegistry) -> None:
+    hostile.blob, hostile.drips, hostile.hesitates = bytes(2 << 20), True, threading.Event()
+
+    async def test() -> None:
+        registry = of(hostile)
+        layer = (await asyncio.to_thread(registry.artifact)).layers[0]
+        async with asyncio.timeout(20), _blob_stream(_Blob(registry, layer)) as stream:
+            receiving = asyncio.create_task(stream.raw().receive())
+            assert await asyncio.to_thread(hostile.asked.wait, 5)
+            receiving.cancel()
+            while not registry._stopped:
+                await asyncio.sleep(0)
+            receiving.cancel()  # while it waits for its thread; the impatient ask twice
+            with pytest.raises(asyncio.CancelledError):
+                await receiving
+            assert hostile.hesitates is not None
+            hostile.hesitates.set()
+
+    asyncio.run(test())
+
+
 def test_archive_that_breaks_off_is_an_error_and_no_hang(hostile: HostileRegistry) -> None:
     packed = BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
