@@ -303,6 +303,25 @@ def test_what_the_device_refuses_is_told_in_its_words(tmp_path: Path) -> None:
     _on(ASH, tmp_path, scenario)
 
 
+def test_what_cannot_end_in_its_time_is_refused_as_soon_as_that_is_seen() -> None:
+    async def body() -> None:
+        now = asyncio.get_running_loop().time()
+        for allow, end in ((True, now + 100), (False, None), (False, now + 200)):
+            of_time(allow, end)(400)
+        of_time(False, now + 100)(500)
+        with pytest.raises(
+            TransferRefused, match=r"600 bytes are left and the console moves 4 bytes/s, which takes 150 s, and 100 s"
+        ):
+            of_time(False, now + 100)(400)
+
+    def of_time(allow: bool, end: float | None) -> transfer_module._Meter:
+        meter = transfer_module._Meter("console: put x", 1000, 0, allow, end, None)
+        meter._began -= 100
+        return meter
+
+    asyncio.run(body())
+
+
 def test_check_mode_changes_nothing(tmp_path: Path) -> None:
     async def scenario(session: ConsoleSession, device: PtyConsole) -> None:
         assert (await session.put(b"x", "new", check=True)).changed

@@ -7,11 +7,12 @@ import asyncio
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from controller_harness import LabFiles
 from peers import HOME, Peer, lab_of, refusal
-from sqlalchemy import text
+from sqlalchemy import event, text
 from sqlalchemy.exc import DBAPIError
 
 from jumpstarter_controller.state.database import Transaction, open_database
@@ -27,20 +28,16 @@ def test_a_full_disk_is_unavailable_and_passes(tmp_path: Path, caplog: pytest.Lo
 
     async def body() -> None:
         async with lab_of(lab, exporters=0) as (running, _, [alice]):
-            engine = running.database.backend.writer
+            limit = 1
 
-            def pages(limit: int) -> None:
-                # As a disk without room: on every connection that is open now.
-                held = [engine.connect() for _ in range(engine.pool.checkedin())]
-                for connection in held:
-                    connection.exec_driver_sql(f"PRAGMA max_page_count = {limit}")
-                    connection.close()
+            @event.listens_for(running.database.backend.writer, "checkout")
+            def as_without_room(connection: Any, *_: Any) -> None:
+                connection.execute(f"PRAGMA max_page_count = {limit}").close()
 
-            pages(1)
             refused = await refusal(_leases(alice))
             assert refused == ("UNAVAILABLE", "the controller's database cannot be used: database or disk is full")
             assert (await alice.ask("ListLeases", parent=HOME)) is not None
-            pages(1_000_000)
+            limit = 1_000_000
             assert (await alice.lease()).name
 
     asyncio.run(body())

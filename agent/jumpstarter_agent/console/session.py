@@ -249,9 +249,9 @@ class ConsoleSession:
             content = src if isinstance(src, bytes) else await asyncio.to_thread(src.read_bytes)
         except OSError as error:
             raise ConsoleError(f"{self.name}: put {dest}: cannot read {src!s}: {error.strerror}") from error
-        async with self._shell(f"put of {dest}") as link, _limit(f"{self.name}: put {dest}", timeout):
+        async with self._shell(f"put of {dest}") as link, _limit(f"{self.name}: put {dest}", timeout) as end:
             return await transfer.put(
-                link, content, dest, mode=mode, check=check, allow_slow=allow_slow, progress=progress
+                link, content, dest, mode=mode, check=check, allow_slow=allow_slow, deadline=end, progress=progress
             )
 
     async def fetch(
@@ -265,9 +265,11 @@ class ConsoleSession:
         timeout: float | None = None,
     ) -> TransferResult:
         """Copy ``src`` on the device to the local file ``dest``; see :func:`transfer.fetch`."""
-        async with self._shell(f"fetch of {src}") as link, _limit(f"{self.name}: fetch {src}", timeout):
+        async with self._shell(f"fetch of {src}") as link, _limit(f"{self.name}: fetch {src}", timeout) as end:
             try:
-                return await transfer.fetch(link, src, dest, check=check, allow_slow=allow_slow, progress=progress)
+                return await transfer.fetch(
+                    link, src, dest, check=check, allow_slow=allow_slow, deadline=end, progress=progress
+                )
             except OSError as error:
                 if isinstance(error, TimeoutError):
                     raise
@@ -477,10 +479,11 @@ class RawConsole:
 
 
 @asynccontextmanager
-async def _limit(what: str, seconds: float | None) -> AsyncIterator[None]:
+async def _limit(what: str, seconds: float | None) -> AsyncIterator[float | None]:
+    """Gives when the time is over, in the event loop's time."""
     try:
-        async with asyncio.timeout(seconds):
-            yield
+        async with asyncio.timeout(seconds) as limit:
+            yield limit.when()
     except TimeoutError:
         raise transfer.timed_out(what, seconds or 0.0) from None
 

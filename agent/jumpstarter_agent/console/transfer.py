@@ -25,6 +25,7 @@ Progress = Callable[[int, int], None]
 _ALWAYS_SLOW = 64 << 20  # bytes nobody wants to see on a console without having said so
 _SLOW_SECONDS = 900.0
 _JUDGE_AFTER = 3.0  # seconds of transfer before its speed is judged
+_HOPE = 1.25  # a transfer may still become faster by so much
 _PACK_FROM = 512  # bytes
 
 
@@ -56,11 +57,15 @@ class _DeviceFile:
 class _Meter:
     """Reports progress and refuses what would take too long, as soon as the speed is known."""
 
-    def __init__(self, what: str, total: int, start: int, allow_slow: bool, progress: Progress | None) -> None:
+    def __init__(
+        self, what: str, total: int, start: int, allow_slow: bool, deadline: float | None, progress: Progress | None
+    ) -> None:
+        """deadline: when the transfer will be ended, in the time of the event loop."""
         self._what = what
         self._total = total
         self._start = start
         self._allow = allow_slow
+        self._deadline = deadline
         self._progress = progress
         self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
@@ -68,18 +73,21 @@ class _Meter:
     def __call__(self, done: int) -> None:
         if self._progress is not None:
             self._progress(done, self._total)
-        elapsed = self._loop.time() - self._began
+        now = self._loop.time()
+        elapsed = now - self._began
         if self._allow or elapsed < _JUDGE_AFTER or done <= self._start:
             return
         rate = (done - self._start) / elapsed
         left = (self._total - done) / rate
+        has = None if self._deadline is None else max(self._deadline - now, 0)
         if left > _SLOW_SECONDS:
-            raise TransferRefused(
-                f"{self._what}: {self._total - done} bytes are left and the console moves {rate:.0f} bytes/s, which"
-                f" takes {left / 60:.0f} minutes; use the network or the storage driver, or allow slow transfers",
-                rate=rate,
-                seconds=left,
-            )
+            takes = f"takes {left / 60:.0f} minutes; use the network or the storage driver, or allow slow transfers"
+        elif has is not None and left > has * _HOPE:
+            takes = f"takes {left:.0f} s, and {has:.0f} s are left; use the network or the storage driver, or more time"
+        else:
+            return
+        moves = f"{self._total - done} bytes are left and the console moves {rate:.0f} bytes/s"
+        raise TransferRefused(f"{self._what}: {moves}, which {takes}", rate=rate, seconds=left)
 
 
 async def put(
@@ -90,11 +98,15 @@ async def put(
     mode: int | None = None,
     check: bool = False,
     allow_slow: bool = False,
+    deadline: float | None = None,
     progress: Progress | None = None,
 ) -> TransferResult:
     """Make ``dest`` on the device a file with ``content`` (and ``mode``, else the mode it has).
 
-    Unchanged when it is one already. Raises DeviceError, TransferRefused, VerifyFailed.
+    Unchanged when it is one already. ``deadline``, in the event loop's time, is the caller's to keep: what cannot end
+    by then is refused as soon as that is seen, unless ``allow_slow``.
+
+    Raises DeviceError, TransferRefused, VerifyFailed.
     """
     name = link.line.name
     what = f"{name}: put {dest}"
@@ -127,7 +139,7 @@ async def put(
     await _clean(link, watch, target, part, what)
     keep = await _resumable(link, watch, part, payload)
     sender = Sender(link, watch)
-    meter = _Meter(what, len(payload), keep, allow_slow, progress)
+    meter = _Meter(what, len(payload), keep, allow_slow, deadline, progress)
     await sender.file(payload, stem, keep=keep, on_block=meter, shell_path=part, shown=dest)
     finish = f"gzip -dc <{part} >{whole}" if zipped else f"mv -f {part} {whole}"
     await _command(link, watch, finish, what)
@@ -155,11 +167,12 @@ async def fetch(
     *,
     check: bool = False,
     allow_slow: bool = False,
+    deadline: float | None = None,
     progress: Progress | None = None,
 ) -> TransferResult:
     """Make the local file ``dest`` a copy of ``src`` on the device. Unchanged when it is one already.
 
-    ``sha256`` of an unfetched file in check mode is empty when the device cannot compute it.
+    ``sha256`` of an unfetched file in check mode is empty when the device cannot compute it. ``deadline`` as in `put`.
     """
     what = f"{link.line.name}: fetch {src}"
     watch = link.line.watch(f"fetch of {src}")
@@ -189,7 +202,7 @@ async def fetch(
     for attempt in (1, 2):
         part = dest.parent / f".{dest.name[:100]}.{found.digest[:12]}.{'gz.' if source else ''}part"
         have = (await asyncio.to_thread(_local, part)) or b""
-        meter = _Meter(what, size, len(have), allow_slow, progress)
+        meter = _Meter(what, size, len(have), allow_slow, deadline, progress)
         data = await _receive(receiver, source, quoted, size, part, have, meter)
         content = (inflate(data, found.size) or b"") if source else data
         if _digest(content, link) == found.digest:
