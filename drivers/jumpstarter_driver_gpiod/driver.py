@@ -8,12 +8,11 @@ from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import anyio
-
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.driver import Driver, export
 from jumpstarter.driver.cancellation import call_cancelled
 from jumpstarter_driver_gpiod.line import BIASES, DRIVES, Line, choice
+from jumpstarter_driver_gpiod.output import OutputCalls
 from jumpstarter_driver_power.common import PowerReading, PowerState
 from jumpstarter_driver_power.driver import PowerInterface
 from jumpstarter_driver_power.switched import wait_for_state
@@ -74,7 +73,7 @@ class _GpioLine(Driver):
 
 
 @dataclass(kw_only=True)
-class DigitalOutput(_GpioLine):
+class DigitalOutput(OutputCalls, _GpioLine):
     """A line that is driven.
 
     drive: push_pull (None is the same), open_drain, open_source. initial_value: active, on or true, inactive, off or
@@ -136,35 +135,6 @@ class DigitalOutput(_GpioLine):
     def _state(self) -> PowerState:
         self._settle()
         return "on" if self._line.get() else "off"
-
-    @export(readonly=True)
-    def read_pin(self) -> int:
-        """1 when the line is active, 0 when it is not."""
-        return int(self._state() == "on")
-
-    @export
-    def on(self) -> None:
-        """Make the line active. Raises when it does not read so afterwards."""
-        self._set(True)
-
-    @export
-    def off(self) -> None:
-        """Make the line inactive. Raises when it does not read so afterwards."""
-        self._set(False)
-
-    @export
-    async def cycle(self, wait: float = 2.0) -> None:
-        """Make the line inactive, wait that many seconds, make it active."""
-        if wait < 0:
-            raise ValueError(f"cycle: wait is {wait:g} s, must not be negative")
-        await anyio.to_thread.run_sync(self.off)
-        await anyio.sleep(wait)
-        await anyio.to_thread.run_sync(self.on)
-
-    @export(readonly=True)
-    def status(self) -> PowerState:
-        """ "on" when the line is active, "off" when it is not; as it reads, not as it was set."""
-        return self._state()
 
 
 @dataclass(kw_only=True)

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import secrets
 import socket
-import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from jumpstarter.common.exceptions import ConfigurationError
-from jumpstarter.common.ipaddr import get_ip_address, url_host
-from jumpstarter.driver import Driver, export
+from jumpstarter.common.ipaddr import url_host
+from jumpstarter.driver import export
 from jumpstarter.driver.background import BackgroundLoop
 from jumpstarter.driver.secret import check_secret, read_secret
+from jumpstarter.driver.session_server import SessionServer
 from jumpstarter_driver_opendal.storage import Opendal
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _BACKLOG = 128
 
 
 @dataclass(kw_only=True)
-class HttpServer(Driver):
+class HttpServer(SessionServer):
     """Serves a folder to the device. Its child ``storage`` (`Opendal`, scheme ``fs``) puts files there.
 
     root_dir: the folder; made when it is needed.
@@ -62,13 +62,10 @@ class HttpServer(Driver):
     session_password: bool = False
 
     storage: Opendal = field(init=False, repr=False)
-    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
     _loop: BackgroundLoop | None = field(init=False, repr=False, default=None)
     _server: FileServer | None = field(init=False, repr=False, default=None)
     _credentials: Credentials | None = field(init=False, repr=False, default=None)
     _bound: tuple[str, int] | None = field(init=False, repr=False, default=None)
-    _address: str | None = field(init=False, repr=False, default=None)
-    _over: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,57 +99,42 @@ class HttpServer(Driver):
         """Import path of the client class."""
         return "jumpstarter_driver_http.client.HttpServerClient"
 
-    @export
-    def start(self) -> None:
-        """Start to serve; nothing happens when it does already. OSError when the address cannot be had."""
-        with self._lock:
-            if self._loop is not None:
-                return
-            if self._over:  # the call was late: nobody would stop it any more
-                raise ConnectionAbortedError("the session is over")
-            tls = self._tls()
-            credentials = self._new_credentials()
-            listener = self._listen()
-            try:
-                from jumpstarter_driver_http.serving import FileServer
+    @property
+    def _runs(self) -> bool:
+        return self._loop is not None
 
-                loop = BackgroundLoop("http-server")
-                try:
-                    server = FileServer(
-                        self.storage.files.beneath, timeout=self.timeout, credentials=credentials, logger=self.logger
-                    )
-                    loop.run(lambda: server.start(listener, tls), _START)
-                except BaseException:
-                    loop.stop()
-                    raise
+    def _start(self) -> None:
+        tls = self._tls()
+        credentials = self._new_credentials()
+        listener = self._listen()
+        try:
+            from jumpstarter_driver_http.serving import FileServer
+
+            loop = BackgroundLoop("http-server")
+            try:
+                server = FileServer(
+                    self.storage.files.beneath, timeout=self.timeout, credentials=credentials, logger=self.logger
+                )
+                loop.run(lambda: server.start(listener, tls), _START)
             except BaseException:
-                listener.close()
-                raise
-            self._bound = listener.getsockname()[:2]
-            self._loop, self._server, self._credentials = loop, server, credentials
-            self.logger.info("serving %s at %s (listening on %s port %d)", self.root_dir, self.get_url(), *self._bound)
-
-    @export
-    def stop(self) -> None:
-        """Stop to serve, and cut off who is downloading; nothing happens when it does not serve."""
-        with self._lock:
-            loop, server = self._loop, self._server
-            self._loop = self._server = self._credentials = self._bound = None
-            if loop is None or server is None:
-                return
-            try:
-                loop.run(server.stop, _START)
-            finally:
                 loop.stop()
+                raise
+        except BaseException:
+            listener.close()
+            raise
+        self._bound = listener.getsockname()[:2]
+        self._loop, self._server, self._credentials = loop, server, credentials
+        self.logger.info("serving %s at %s (listening on %s port %d)", self.root_dir, self.get_url(), *self._bound)
 
-    @export(readonly=True)
-    def get_host(self) -> str:
-        """The address that devices reach it by."""
-        if self.host:
-            return self.host
-        if self._address is None:
-            self._address = get_ip_address(self.logger)
-        return self._address
+    def _stop(self) -> None:
+        loop, server = self._loop, self._server
+        self._loop = self._server = self._credentials = self._bound = None
+        if loop is None or server is None:
+            return
+        try:
+            loop.run(server.stop, _START)
+        finally:
+            loop.stop()
 
     @export(readonly=True)
     def get_port(self) -> int:
@@ -183,22 +165,6 @@ class HttpServer(Driver):
         if self._credentials is None:
             return None
         return {"username": self._credentials.username, "password": self._credentials.password}
-
-    def reset(self) -> None:
-        """Start of a session: nothing of the one before runs on."""
-        self.stop()
-        super().reset()
-        self._over = False
-
-    def close(self) -> None:
-        """End of the session: stop, then let the storage remove what was put there."""
-        with self._lock:
-            self._over = True
-        self.stop()
-        super().close()
-
-    def _bind_address(self) -> str:
-        return self.bind or self.get_host()
 
     def _listen(self) -> socket.socket:
         bind = self._bind_address()

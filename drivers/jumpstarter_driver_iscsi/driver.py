@@ -9,15 +9,14 @@ import os
 import re
 import secrets
 import stat
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from jumpstarter.common.exceptions import ConfigurationError
-from jumpstarter.common.ipaddr import get_ip_address
-from jumpstarter.driver import Driver, export
+from jumpstarter.driver import export
+from jumpstarter.driver.session_server import SessionServer
 from jumpstarter.streams.encoding import Compression, decompress
 from jumpstarter_driver_iscsi.tgt import IscsiTargetError, Tgtd
 from jumpstarter_driver_opendal.beneath import clean_path
@@ -48,7 +47,7 @@ class _Lun:
 
 
 @dataclass(kw_only=True)
-class ISCSI(Driver):
+class ISCSI(SessionServer):
     """Offers files (and allowed block devices) of the exporter as iSCSI disks, with tgtd, which needs no kernel module
     and no privileges. Its child ``storage`` (`Opendal`, scheme ``fs``) puts files into ``root_dir``.
 
@@ -82,11 +81,9 @@ class ISCSI(Driver):
     program: str = "tgtd"
 
     storage: Opendal = field(init=False, repr=False)
-    _lock: threading.RLock = field(init=False, repr=False, default_factory=threading.RLock)
     _tgtd: Tgtd | None = field(init=False, repr=False, default=None)
     _luns: dict[str, _Lun] = field(init=False, repr=False, default_factory=dict)
     _password: str = field(init=False, repr=False, default="")
-    _address: str | None = field(init=False, repr=False, default=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -127,29 +124,28 @@ class ISCSI(Driver):
 
     # --- the target -----------------------------------------------------------------------------------------
 
-    @export
-    def start(self) -> None:
-        """Start the target; nothing happens when it runs. OSError when its address or program cannot be had."""
-        with self._lock:
-            if self._tgtd is not None and self._tgtd.running:
-                return
-            self._stop()
-            tgtd = Tgtd(self.program, self._bind_address(), self.port, self.logger)
-            account = (self.chap_user, self._chap_password()) if self.chap else None
-            tgtd.start()
-            try:
-                tgtd.make_target(self._iqn, account, self.allowed_initiators or ["ALL"])
-            except BaseException:
-                tgtd.stop()
-                raise
-            self._tgtd = tgtd
-            self.logger.info("iSCSI target %s at %s port %d", self._iqn, tgtd.host, tgtd.port)
+    @property
+    def _runs(self) -> bool:
+        return self._tgtd is not None and self._tgtd.running
 
-    @export
-    def stop(self) -> None:
-        """Stop the target: all disks are gone for their users. Nothing happens when it does not run."""
-        with self._lock:
-            self._stop()
+    def _start(self) -> None:
+        self._stop()
+        tgtd = Tgtd(self.program, self._bind_address(), self.port, self.logger)
+        account = (self.chap_user, self._chap_password()) if self.chap else None
+        tgtd.start()
+        try:
+            tgtd.make_target(self._iqn, account, self.allowed_initiators or ["ALL"])
+        except BaseException:
+            tgtd.stop()
+            raise
+        self._tgtd = tgtd
+        self.logger.info("iSCSI target %s at %s port %d", self._iqn, tgtd.host, tgtd.port)
+
+    def _stop(self) -> None:
+        self._luns.clear()
+        tgtd, self._tgtd = self._tgtd, None
+        if tgtd is not None:
+            tgtd.stop()
 
     @export
     def clear_all_luns(self) -> None:
@@ -158,15 +154,6 @@ class ISCSI(Driver):
             self.start()
             for name in list(self._luns):
                 self.remove_lun(name)
-
-    @export(readonly=True)
-    def get_host(self) -> str:
-        """The address that initiators connect to."""
-        if self.host:
-            return self.host
-        if self._address is None:
-            self._address = get_ip_address(self.logger)
-        return self._address
 
     @export(readonly=True)
     def get_port(self) -> int:
@@ -274,29 +261,20 @@ class ISCSI(Driver):
 
     def reset(self) -> None:
         """Start of a session: nothing of the one before runs on, and its password is worth nothing."""
-        self.stop()
-        self._password = ""
         super().reset()
+        self._password = ""
 
     def close(self) -> None:
         """End of the session: stop, then let the storage remove what was put there."""
-        self.stop()
-        self._password = ""
-        super().close()
-
-    def _stop(self) -> None:
-        self._luns.clear()
-        tgtd, self._tgtd = self._tgtd, None
-        if tgtd is not None:
-            tgtd.stop()
+        try:
+            super().close()
+        finally:
+            self._password = ""
 
     def _running(self) -> Tgtd:
         if self._tgtd is None:
             raise IscsiTargetError("the iSCSI target does not run: start it first")
         return self._tgtd
-
-    def _bind_address(self) -> str:
-        return self.bind or self.get_host()
 
     def _chap_password(self) -> str:
         if self.chap_password is not None:

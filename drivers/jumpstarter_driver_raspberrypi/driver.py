@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import anyio
-
 from jumpstarter.driver import Driver, export
 from jumpstarter.driver.cancellation import call_cancelled
+from jumpstarter_driver_gpiod.output import OutputCalls
 from jumpstarter_driver_power.common import PowerState
 from jumpstarter_driver_power.switched import wait_for_state
 
@@ -67,7 +66,7 @@ class _Pin(Driver):
 
 
 @dataclass(kw_only=True)
-class DigitalOutput(_Pin):
+class DigitalOutput(OutputCalls, _Pin):
     """A pin that is driven, from the first `on` or `off` on; until then it is only read."""
 
     @classmethod
@@ -100,35 +99,6 @@ class DigitalOutput(_Pin):
             if self._device is None:
                 self._device = gpiozero.InputDevice(self.pin, pull_up=None, active_state=self.active_high)
             return "on" if self._device.is_active else "off"
-
-    @export
-    def on(self) -> None:
-        """Make the pin active. Raises when it does not read so afterwards."""
-        self._set(True)
-
-    @export
-    def off(self) -> None:
-        """Make the pin inactive. Raises when it does not read so afterwards."""
-        self._set(False)
-
-    @export
-    async def cycle(self, wait: float = 2.0) -> None:
-        """Make the pin inactive, wait that many seconds, make it active."""
-        if wait < 0:
-            raise ValueError(f"cycle: wait is {wait:g} s, must not be negative")
-        await anyio.to_thread.run_sync(self.off)
-        await anyio.sleep(wait)
-        await anyio.to_thread.run_sync(self.on)
-
-    @export(readonly=True)
-    def status(self) -> PowerState:
-        """ "on" when the pin is active, "off" when it is not; as it reads, not as it was set."""
-        return self._state()
-
-    @export(readonly=True)
-    def read_pin(self) -> int:
-        """1 when the pin is active, 0 when it is not."""
-        return int(self._state() == "on")
 
 
 @dataclass(kw_only=True)

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import dataclass, field
 from typing import Any
 
 from jumpstarter.common.exceptions import ConfigurationError
-from jumpstarter.common.ipaddr import get_ip_address
-from jumpstarter.driver import Driver, export
+from jumpstarter.driver import export
+from jumpstarter.driver.session_server import SessionServer
 from jumpstarter_driver_opendal.storage import Opendal
 from jumpstarter_driver_tftp.packets import MAX_BLKSIZE, MIN_BLKSIZE, Limits
 from jumpstarter_driver_tftp.server import Settings, TftpServer
@@ -26,7 +25,7 @@ class ServerNotRunning(TftpError):
 
 
 @dataclass(kw_only=True)
-class Tftp(Driver):
+class Tftp(SessionServer):
     """Serves a folder by TFTP (RFC 1350, with blksize, tsize, timeout and windowsize). Its child ``storage``
     (`Opendal`, scheme ``fs``) puts files there.
 
@@ -56,10 +55,7 @@ class Tftp(Driver):
     remove_created_on_close: bool = True
 
     storage: Opendal = field(init=False, repr=False)
-    _lock: threading.Lock = field(init=False, repr=False, default_factory=threading.Lock)
     _server: TftpServer | None = field(init=False, repr=False, default=None)
-    _address: str | None = field(init=False, repr=False, default=None)
-    _over: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -83,47 +79,30 @@ class Tftp(Driver):
         """Import path of the client class."""
         return "jumpstarter_driver_tftp.client.TftpServerClient"
 
-    @export
-    def start(self) -> None:
-        """Start to serve; nothing happens when it does already. OSError when the address cannot be had."""
-        with self._lock:
-            if self._server is not None:
-                return
-            if self._over:  # the call was late: nobody would stop it any more
-                raise ConnectionAbortedError("the session is over")
-            bind = self._bind_address()
-            settings = Settings(
-                timeout=self.timeout, retries=self.retries, allow_write=self.allow_write,
-                limits=Limits(self.max_blksize, self.max_windowsize),
-            )  # fmt: skip
-            server = TftpServer(self.storage.files, bind, self.port, settings, self.logger)
-            try:
-                server.start()
-            except OSError as error:
-                reason = (error.strerror or str(error)).lower()
-                hint = "" if self.bind else "; field bind: names the address of this host to listen on"
-                raise type(error)(
-                    error.errno, f"cannot listen on {bind} UDP port {self.port}: {reason}{hint}"
-                ) from None
-            self._server = server
-            self.logger.info("serving %s at %s UDP port %d", self.root_dir, *server.address)
+    @property
+    def _runs(self) -> bool:
+        return self._server is not None
 
-    @export
-    def stop(self) -> None:
-        """Stop to serve, and cut off who is downloading; nothing happens when it does not serve."""
-        with self._lock:
-            server, self._server = self._server, None
-            if server is not None:
-                server.stop()
+    def _start(self) -> None:
+        bind = self._bind_address()
+        settings = Settings(
+            timeout=self.timeout, retries=self.retries, allow_write=self.allow_write,
+            limits=Limits(self.max_blksize, self.max_windowsize),
+        )  # fmt: skip
+        server = TftpServer(self.storage.files, bind, self.port, settings, self.logger)
+        try:
+            server.start()
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            hint = "" if self.bind else "; field bind: names the address of this host to listen on"
+            raise type(error)(error.errno, f"cannot listen on {bind} UDP port {self.port}: {reason}{hint}") from None
+        self._server = server
+        self.logger.info("serving %s at %s UDP port %d", self.root_dir, *server.address)
 
-    @export(readonly=True)
-    def get_host(self) -> str:
-        """The address that devices reach it by."""
-        if self.host:
-            return self.host
-        if self._address is None:
-            self._address = get_ip_address(self.logger)
-        return self._address
+    def _stop(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
 
     @export(readonly=True)
     def get_port(self) -> int:
@@ -141,19 +120,3 @@ class Tftp(Driver):
             "port": self.get_port(),
             "bind": server.address[0] if server is not None else self._bind_address(),
         }
-
-    def reset(self) -> None:
-        """Start of a session: nothing of the one before runs on."""
-        self.stop()
-        super().reset()
-        self._over = False
-
-    def close(self) -> None:
-        """End of the session: stop, then let the storage remove what was put there."""
-        with self._lock:
-            self._over = True
-        self.stop()
-        super().close()
-
-    def _bind_address(self) -> str:
-        return self.bind or self.get_host()

@@ -237,6 +237,16 @@ def test_block_devices_must_be_allowed(tmp_path: Path) -> None:
         subprocess.run(["losetup", "--detach", loop], check=True)
 
 
+def test_a_start_that_comes_after_the_session_is_refused(tmp_path: Path) -> None:
+    """It would serve for ever."""
+    driver = ISCSI(root_dir=str(tmp_path / "root"), host="127.0.0.1", port=0)
+    with serve(driver) as client:
+        client.start()
+    for late in (driver.start, driver.clear_all_luns):
+        with pytest.raises(ConnectionAbortedError, match="session is over"):
+            late()
+
+
 def test_failures_are_told_in_a_line(disks: ISCSIServerClient, tmp_path: Path) -> None:
     with pytest.raises(DriverError, match="missing.img is not in the storage: upload it first, or give size_mb"):
         disks.add_lun("missing", "missing.img")
