@@ -3,28 +3,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import ClassVar, Final
 
 from jumpstarter.common.exceptions import ConfigurationError
-from jumpstarter.driver import Driver, call_cancelled, export, exportstream
+from jumpstarter.driver import Driver, call_cancelled, export
 from jumpstarter.driver.secret import check_secret, read_secret
 from jumpstarter_driver_corellium.api import ApiClient, Instance
-from jumpstarter_driver_network.driver import NetworkInterface, WebsocketNetwork
+from jumpstarter_driver_corellium.console import ConsolePortFactory
 from jumpstarter_driver_power.common import PowerReading, PowerState
 from jumpstarter_driver_power.driver import VirtualPowerInterface
+from jumpstarter_driver_pyserial.console import ConsoleDriver
 
 __all__ = ["Corellium", "CorelliumConsole", "CorelliumPower"]
 
 _HOST, _TOKEN, _RETRIES, _INTERVAL = (f"CORELLIUM_API_{name}" for name in ("HOST", "TOKEN", "RETRIES", "INTERVAL"))
 #: States from which an instance gets where it is going by itself.
 _MOVING: Final = ("booting", "rebooting", "creating", "restoring")
+#: Seconds within which a console that is connected is taken, when the exporter has much to do.
+_CONSOLE_WITHIN: Final = 15.0
 
 
 @dataclass(kw_only=True)
@@ -56,6 +57,7 @@ class Corellium(Driver):
     api_interval: float | None = None
     api_timeout: float = 30.0
     api: ApiClient = field(init=False, repr=False)
+    console: CorelliumConsole = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,8 +82,9 @@ class Corellium(Driver):
             if getattr(self, name) < least:
                 raise ConfigurationError(f"corellium: {name} is {getattr(self, name):g}, must be at least {least:g}")
         self.api = ApiClient(host, self._token, self.api_timeout)
+        self.console = CorelliumConsole(parent=self)
         self.children["power"] = CorelliumPower(parent=self)
-        self.children["serial"] = CorelliumConsole(parent=self)
+        self.children["serial"] = self.console
 
     @classmethod
     def client(cls) -> str:
@@ -140,6 +143,7 @@ class CorelliumPower(VirtualPowerInterface, Driver):
             elif instance.state != "on" and instance.state not in _MOVING:
                 parent.api.set_instance_state(instance, "on")
             self._wait(instance, "on", "on")
+        parent.console.device_is_on()
 
     @export
     def off(self, destroy: bool = False) -> None:  # type: ignore[override]
@@ -205,27 +209,34 @@ class CorelliumPower(VirtualPowerInterface, Driver):
 
 
 @dataclass(kw_only=True)
-class CorelliumConsole(NetworkInterface, Driver):
-    """The device's console. baudrate: accepted for compatibility, there is no line."""
-
-    driver_type: ClassVar[str] = "serial"
+class CorelliumConsole(ConsoleDriver):
+    """The device's console, read while the device is on. baudrate: accepted for compatibility, there is no line."""
 
     parent: Corellium = field(repr=False)
     baudrate: int = 115200
+    _port: ConsolePortFactory = field(init=False, repr=False, compare=False)
 
-    @classmethod
-    def client(cls) -> str:
-        """Path of the client class."""
-        return "jumpstarter_driver_pyserial.client.PySerialClient"
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.hub.explain_absence = lambda: self._port.refusal
 
-    @exportstream
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Any]:
-        """Stream: the console from now on."""
-        url = await asyncio.to_thread(self.parent.console_url)
-        # The URL is good for one connection and holds a secret of its own, so it is asked for each time and not told.
-        async with WebsocketNetwork(url=url, enable_address=False).connect() as stream:
-            yield stream
+    def _port_factory(self) -> ConsolePortFactory:
+        parent = self.parent
+        self._port = ConsolePortFactory(f'console "{parent.console_name}" of {parent.device_name}', parent.console_url)
+        return self._port
+
+    def device_is_on(self) -> None:
+        """Connect now. From any thread."""
+        self._port.look_again()
+        self.hub.kick()
+
+    async def _ready(self) -> None:
+        await self.hub.settled()
+        if not self.hub.open:
+            await self._port.offer()
+            self.hub.kick()
+            await self.hub.wait_open(_CONSOLE_WITHIN)
+            self._port.close()  # should the hub have found its own way meanwhile
 
 
 def _number(name: str, default: float, kind: Callable[[str], float]) -> float:

@@ -27,15 +27,19 @@ _WAYS = {
 
 class FakeCorellium:
     """The service. ``instances``: by id; ``calls``: method and path of each; ``faults``: "stuck" (states do not
-    change), "error" (the device ends in state error), "hang" (no answer), "broken" (no JSON), "redirect"."""
+    change), "error" (the device ends in state error), "hang" (no answer), "broken" (no JSON), "redirect".
+    plain: what the driver of 0.9 can take, which polls every 5 s: devices reach their state at once, no model has a
+    field that is new, the console greets in a binary frame."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, plain: bool = False) -> None:
+        self.plain = plain
         self.instances: dict[str, dict[str, Any]] = {}
         self.calls: list[str] = []
         self.faults: set[str] = set()
         self.authority = folder / "ca.pem"
         self._ways: dict[str, list[str | None]] = {}
         self._tickets: set[str] = set()
+        self._consoles: set[web.WebSocketResponse] = set()
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._context = _certificate(folder, self.authority)
@@ -118,11 +122,14 @@ class FakeCorellium:
                 del self.instances[identity]
             else:
                 self.instances[identity]["state"] = state
+            if state in ("off", None):
+                for console in self._consoles:
+                    self._loop.create_task(console.close())
             if state == "on" and "error" in self.faults:
                 self.instances[identity] |= {"state": "error", "error": "out of cores"}
 
     def _go(self, identity: str, way: str) -> None:
-        self._ways[identity] = list(_WAYS[way])
+        self._ways[identity] = _WAYS[way][-1:] if self.plain else list(_WAYS[way])
 
     async def _projects(self, _: web.Request) -> web.Response:
         projects = [{"id": "p-1", "name": "Default Project", "settings": {}, "quotas": {"cores": 4}}]
@@ -130,7 +137,8 @@ class FakeCorellium:
 
     async def _models(self, _: web.Request) -> web.Response:
         kronos = {"type": "automotive", "name": "kronos", "flavor": "kronos", "description": "", "model": "kronos"}
-        return web.json_response([{**kronos, "peripherals": False, "quotas": {"cores": 2}, "new": 1}])
+        new = {} if self.plain else {"new": 1}
+        return web.json_response([{**kronos, "peripherals": False, "quotas": {"cores": 2}, **new}])
 
     async def _list(self, _: web.Request) -> web.Response:
         self._look()
@@ -184,12 +192,14 @@ class FakeCorellium:
         self._tickets.discard(request.match_info["ticket"])
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        await socket.send_str("login: ")
+        await (socket.send_bytes(b"login: ") if self.plain else socket.send_str("login: "))
+        self._consoles.add(socket)
         async for message in socket:
             if message.type is WSMsgType.BINARY:
                 await socket.send_bytes(message.data)
             elif message.type is WSMsgType.TEXT:
                 await socket.send_str(message.data)
+        self._consoles.discard(socket)
         return socket
 
 

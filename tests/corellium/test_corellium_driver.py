@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from fake_corellium import TOKEN, FakeCorellium
 
 from jumpstarter.common.exceptions import ConfigurationError, DriverError, DriverMethodNotImplemented
 from jumpstarter.common.utils import serve
+from jumpstarter_driver_corellium.console import ConsolePortFactory
 from jumpstarter_driver_corellium.driver import Corellium
 from jumpstarter_driver_network.adapters import PexpectAdapter
+from jumpstarter_testing import eventually
 
 
 def driver(**config: Any) -> Corellium:
@@ -49,14 +52,64 @@ def test_devices_are_looked_for_in_the_project(service: FakeCorellium) -> None:
     assert list(service.instances.values()) == [other]
 
 
-def test_the_console_is_a_stream(service: FakeCorellium) -> None:
-    service.add("car", "on")
+def test_the_console_is_kept_while_the_device_is_on(service: FakeCorellium) -> None:
     with serve(driver()) as client:
-        for _ in range(2):  # each connection has a ticket of its own
-            with PexpectAdapter(client.serial) as console:
-                console.expect_exact("login: ", timeout=10)
-                console.sendline("root")
-                console.expect_exact("root", timeout=10)
+        for time_on in (1, 2):
+            client.power.on()
+            eventually(lambda: said(client, b"login: ", time_on))  # noqa: B023  called at once
+            for _ in range(2):  # any number may read it
+                with PexpectAdapter(client.serial) as console:
+                    console.sendline("root")
+                    console.expect_exact("root", timeout=10)
+            client.power.off()
+            eventually(lambda: assert_closed(client))
+        events = [event["event"] for event in client.serial.call("log")["events"]]
+    assert events == ["open", "lost: disconnected"] * 2
+
+
+def said(client: Any, text: bytes, times: int) -> None:
+    data = client.serial.call("log")["data"]
+    assert data.count(text) == times, data
+
+
+def assert_closed(client: Any) -> None:
+    assert not client.serial.call("position")["open"]
+
+
+def test_who_asks_for_a_console_is_not_told_what_was_true_before(service: FakeCorellium) -> None:
+    one = service.add("car", "off")
+    with serve(driver()) as client:
+        with pytest.raises(DriverError, match='device "car" is off: switch it on'):
+            client.serial.call("write", b"root")
+        one["state"] = "on"  # by somebody else
+        client.serial.call("write", b"root")
+        eventually(lambda: said(client, b"root", 1))
+
+
+def test_a_service_without_a_console_to_offer_is_not_asked_again_and_again(service: FakeCorellium) -> None:
+    service.add("car", "off")
+    port = driver().console.hub.factory
+    assert isinstance(port, ConsolePortFactory)
+
+    async def scenario() -> None:
+        for _ in range(3):
+            with pytest.raises(OSError, match='"car" is off'):
+                await port.open()
+        assert service.calls.count("GET /v1/instances") == 1
+        port.look_again()
+        with pytest.raises(OSError, match='"car" is off'):
+            await port.open()
+        assert service.calls.count("GET /v1/instances") == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_consoles_address_is_told_to_nobody(service: FakeCorellium, monkeypatch: pytest.MonkeyPatch) -> None:
+    service.add("car", "on")
+    monkeypatch.delenv("SSL_CERT_FILE")  # the API is trusted, the console is not
+    with serve(driver()) as client, pytest.raises(DriverError, match="(?i)certificate verify failed") as caught:
+        client.serial.call("write", b"root")
+    assert "ticket" not in str(caught.value)
 
 
 def test_a_device_that_is_off_has_no_console(service: FakeCorellium) -> None:
