@@ -112,6 +112,7 @@ class SharedBus:
         self._stop = threading.Event()
         self._reader: threading.Thread | None = None
         self._opener: threading.Thread | None = None
+        self._over = False
 
     @property
     def ready(self) -> bool:
@@ -120,6 +121,8 @@ class SharedBus:
 
     def start(self) -> None:
         """Open the bus without waiting; a failure is logged, and told to whoever uses the bus first."""
+        with self._lock:
+            self._over = False
         if self.ready or self._opener is not None and self._opener.is_alive():
             return
         self._opener = threading.Thread(target=self._open_quietly, name=f"can open {self.settings.where}", daemon=True)
@@ -137,6 +140,8 @@ class SharedBus:
             return bus
         with self._lock:
             if self._bus is None:
+                if self._over:  # a call that was under way in its thread when the session ended
+                    raise ConnectionError(f"can: {self.settings.where}: the session has ended")
                 bus = self.settings.open()
                 self.backlog.fail(None)
                 self._stop = threading.Event()
@@ -185,12 +190,13 @@ class SharedBus:
         except (can.CanError, OSError, NotImplementedError) as error:
             raise bus_error(self.settings.where, f"frame {msg.arbitration_id:X} was not sent", error) from error
 
-    def close(self) -> None:
-        """Close the bus and end its thread. Who uses it again opens it again."""
+    def close(self, *, over: bool = False) -> None:
+        """Close the bus and end its thread. Who uses it again opens it again, unless it is over until `start`."""
         if self._opener is not None and self._opener is not threading.current_thread():
             self._opener.join()
             self._opener = None
         with self._lock:
+            self._over = over
             bus, self._bus, reader = self._bus, None, self._reader
             self._stop.set()
         if bus is None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
@@ -78,6 +79,9 @@ class Can(Driver):
 
     _shared: SharedBus = field(init=False, repr=False)
     _tasks: OrderedDict[UUID, CyclicSend] = field(init=False, repr=False, default_factory=OrderedDict)
+    # Held while tasks begin and while all of them end: one that began unseen would send for ever.
+    _beginning: threading.Lock = field(init=False, repr=False, compare=False, default_factory=threading.Lock)
+    _over: bool = field(init=False, repr=False, default=False)
     _filters: Sequence[CanFilter] | None = field(init=False, repr=False, default=None)
     _cursor: int = field(init=False, repr=False, default=0)
     _readers: int = field(init=False, repr=False, default=0)
@@ -106,8 +110,7 @@ class Can(Driver):
         What the one before let the exporter send ends here.
         """
         super().reset()
-        self._stop_tasks()
-        self._tasks.clear()
+        self._stop_tasks(forget=True, over=False)
         self._shared.backlog.forget()
         self._cursor = self._shared.backlog.end
         self._filters = None
@@ -116,16 +119,25 @@ class Can(Driver):
     def close(self) -> None:
         """Stop periodic sending and close the bus."""
         super().close()
-        self._stop_tasks()
-        self._tasks.clear()
-        self._shared.close()
+        self._stop_tasks(forget=True, over=True)
+        self._shared.close(over=True)
 
-    def _stop_tasks(self) -> None:
-        for uuid, task in list(self._tasks.items()):
-            try:
-                task.stop()
-            except ConnectionError as error:
-                self.logger.warning("can: task %s: %s", uuid, error)
+    def _stop_tasks(self, *, forget: bool, over: bool) -> None:
+        """over: whether none may begin any more; a call may still be under way in its thread."""
+        with self._beginning:
+            self._over = over
+            for uuid, task in self._tasks.items():
+                try:
+                    task.stop()
+                except ConnectionError as error:
+                    self.logger.warning("can: task %s: %s", uuid, error)
+            if forget:
+                self._tasks.clear()
+
+    def _begin(self, task: CyclicSend) -> None:
+        if self._over:
+            raise ConnectionError(f"can: {self._shared.settings.where}: the session has ended")
+        task.start()
 
     async def _open(self) -> None:
         if not self._shared.ready:
@@ -269,12 +281,13 @@ class Can(Driver):
         if period <= 0:
             raise ValueError(f"can: the period is {period:g} s, must be positive")
         task = CyclicSend(self._shared, messages, period, duration, self.logger)
-        if autostart:
-            task.start()
         uuid = uuid4()
-        self._tasks[uuid] = task
-        if len(self._tasks) > _TASKS:
-            self._forget_one()
+        with self._beginning:
+            if autostart:
+                self._begin(task)
+            self._tasks[uuid] = task
+            if len(self._tasks) > _TASKS:
+                self._forget_one()
         return uuid
 
     def _forget_one(self) -> None:
@@ -295,12 +308,14 @@ class Can(Driver):
     @export(concurrent=True)
     def _start_task(self, uuid: UUID) -> None:
         """Start a periodic task, for the first time or again."""
-        self._task(uuid).start()
+        with self._beginning:
+            self._begin(self._task(uuid))
 
     @export(concurrent=True)
     def _stop_task(self, uuid: UUID) -> None:
         """Stop a periodic task. Raises ConnectionError when it had ended because sending failed."""
-        self._task(uuid).stop()
+        with self._beginning:
+            self._task(uuid).stop()
 
     @export(concurrent=True)
     def _modify_task(self, uuid: UUID, msgs: list[CanMessage]) -> None:
@@ -351,7 +366,7 @@ class Can(Driver):
         if self._readers:
             self.logger.info("can: %s stays open: %d clients read it", self._shared.settings.where, self._readers)
             return
-        self._stop_tasks()
+        self._stop_tasks(forget=False, over=False)
         self._shared.close()
 
 

@@ -37,6 +37,8 @@ class IsoTpDriver(Driver):
     address: WireAddress | AnyAddress
     params: IsoTpParams = field(default_factory=IsoTpParams)
 
+    _over: bool = field(init=False, repr=False, default=False)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         try:
@@ -53,6 +55,7 @@ class IsoTpDriver(Driver):
         """A session begins: the link of the one before ends, and the address is the configured one again."""
         super().reset()
         self.end_link()
+        self._over = False
         self.address = self._configured
 
     @abstractmethod
@@ -62,7 +65,13 @@ class IsoTpDriver(Driver):
     def close(self) -> None:
         """End the link."""
         super().close()
+        self._over = True  # before: a start that is under way in its thread is then either ended or refused
         self.end_link()
+
+    def require_session(self) -> None:
+        """Raise ConnectionError when the session is over: nobody would end what is started now."""
+        if self._over:
+            raise ConnectionError("isotp: the session has ended")
 
     @classmethod
     def client(cls) -> str:

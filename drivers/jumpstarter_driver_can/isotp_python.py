@@ -63,6 +63,7 @@ class IsoTpPython(IsoTpDriver):
     def start(self) -> None:
         """Open the bus and start the link. Raises ValueError when it is started already."""
         with self._lock:
+            self.require_session()
             if self._link is not None:
                 raise ValueError("isotp: the link is started already; stop it first")
             self._link = _Link(self)

@@ -43,6 +43,7 @@ class IsoTpSocket(IsoTpDriver):
     def start(self) -> None:
         """Open and bind the socket. Raises ValueError when it is open, ConnectionError when it cannot be."""
         with self._lock:
+            self.require_session()
             if self._socket is not None:
                 raise ValueError("isotp: the socket is started already; stop it first")
             try:
@@ -95,7 +96,10 @@ class IsoTpSocket(IsoTpDriver):
         if target_address_type:
             raise NotImplementedError("isotp: the kernel only sends to physical addresses: set the address instead")
         socket, sender = self._started()
-        future = sender.submit(self._send, socket, msg.data or b"", send_timeout)
+        try:
+            future = sender.submit(self._send, socket, msg.data or b"", send_timeout)
+        except RuntimeError:  # it was stopped just now
+            raise ValueError("isotp: the socket is not started; call start() first") from None
         try:
             future.result(send_timeout)
         except FutureTimeoutError as error:
@@ -126,14 +130,16 @@ class IsoTpSocket(IsoTpDriver):
         end = None if timeout is None else time.monotonic() + timeout
         while self._socket is socket:
             left = _SLICE if end is None else min(_SLICE, max(end - time.monotonic(), 0))
-            if select.select([socket], [], [], left)[0]:
-                try:
+            try:
+                if select.select([socket], [], [], left)[0]:
                     size = max(self.params.max_frame_size, isotp.tpsock.mtu)
                     return IsoTpMessage(data=socket.recv(size, MSG_DONTWAIT))
-                except BlockingIOError:
-                    continue  # another reader was quicker
-                except OSError as error:
-                    raise ConnectionError(f"isotp: {self.channel}: receiving failed: {error.strerror}") from error
+            except BlockingIOError:
+                continue  # another reader was quicker
+            except (OSError, ValueError) as error:
+                if self._socket is not socket:
+                    break  # it was closed just now
+                raise ConnectionError(f"isotp: {self.channel}: receiving failed: {error}") from error
             if call_cancelled() or end is not None and time.monotonic() >= end:
                 break
         return IsoTpMessage(data=None)

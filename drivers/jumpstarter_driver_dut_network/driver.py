@@ -8,6 +8,7 @@ import json
 import re
 import threading
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -81,6 +82,7 @@ class DutNetwork(Driver):
     _upstream: str | None = field(init=False, repr=False, default=None)
     _forwarded: list[str] = field(init=False, repr=False, default_factory=list)
     _is_up: bool = field(init=False, repr=False, default=False)
+    _over: bool = field(init=False, repr=False, default=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -241,11 +243,13 @@ class DutNetwork(Driver):
             raise PermissionError("tcpdump is not allowed: the configuration must say enable_tcpdump: true")
         command = ["tcpdump", "-i", self.interface, "-l", *_tcpdump_arguments(args or [])]
         rest, complaint, status = b"", b"", None
-        async for out, err, code in stream_command(command, timeout=_TCPDUMP_SECONDS, name="tcpdump"):
-            complaint, status = (complaint + err)[-2000:], code
-            *lines, rest = (rest + out).split(b"\n")
-            for line in lines:
-                yield line.decode(errors="replace")
+        # Closed here: who has enough shall not leave the program to the garbage collector.
+        async with aclosing(stream_command(command, timeout=_TCPDUMP_SECONDS, name="tcpdump")) as items:
+            async for out, err, code in items:
+                complaint, status = (complaint + err)[-2000:], code
+                *lines, rest = (rest + out).split(b"\n")
+                for line in lines:
+                    yield line.decode(errors="replace")
         if rest:
             yield rest.decode(errors="replace")
         if status:
@@ -258,6 +262,7 @@ class DutNetwork(Driver):
         """Start of a session: set the network up. When that fails, every call tries again and says why."""
         super().reset()
         with self._lock:
+            self._over = False
             try:
                 self._renew()
             except OSError as error:
@@ -266,6 +271,7 @@ class DutNetwork(Driver):
     def close(self) -> None:
         """End of the session: everything on the host is as it was."""
         with self._lock:
+            self._over = True
             try:
                 if self._host.taken:
                     self._down()
@@ -274,6 +280,10 @@ class DutNetwork(Driver):
                 super().close()
 
     def _require(self) -> None:
+        if (
+            self._over
+        ):  # a call that was under way in its thread when the session ended: nobody would take it down again
+            raise ConnectionError(f"the network of {self.interface} was taken down with the session")
         if self._is_up and self.dhcp_enabled and not self._dnsmasq.running:
             self.logger.error("%s; starting it again", self._dnsmasq.complaint())
             self._start_dnsmasq()

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import inspect
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.driver import Driver
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter.driver.secret import read_secret
 from jumpstarter_driver_flashers.bundle import Bundle, BundleStore
 from jumpstarter_driver_flashers.settings import FlasherSettings
@@ -93,7 +92,4 @@ class BoardAccess(FlasherSettings):
 
 async def _call(driver: Driver, name: str) -> Any:
     """Call a driver's method of either colour."""
-    method = getattr(driver, name)
-    if inspect.iscoroutinefunction(inspect.unwrap(getattr(method, "__func__", method))):
-        return await method()
-    return await asyncio.to_thread(method)
+    return await call_to_end(getattr(driver, name))

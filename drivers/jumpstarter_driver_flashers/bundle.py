@@ -97,10 +97,8 @@ class BundleStore:
             return kept, artifact.digest
         self._folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         self._sweep()
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
-        held = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+        partial, held = self._new_partial()
         try:
-            fcntl.flock(held, fcntl.LOCK_EX)
             for layer in artifact.layers:
                 if layer.title is None:
                     continue  # a configuration, or what is not meant to be a file
@@ -125,6 +123,23 @@ class BundleStore:
         finally:
             os.close(held)
             shutil.rmtree(partial, ignore_errors=True)
+
+    def _new_partial(self) -> tuple[Path, int]:
+        """A new folder, and a descriptor of it that holds its lock."""
+        while True:
+            partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self._folder))
+            try:
+                held = os.open(partial, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue  # somebody who was sweeping took it for a left-over before it was locked
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                if partial.exists():
+                    return partial, held
+            except BaseException:
+                os.close(held)
+                raise
+            os.close(held)
 
     def _sweep(self) -> None:
         """Remove what a killed exporter was downloading; who downloads holds a lock."""

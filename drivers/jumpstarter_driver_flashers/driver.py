@@ -17,7 +17,7 @@ from jumpstarter.driver import Driver, export
 from jumpstarter_driver_composite.driver import Proxy
 from jumpstarter_driver_flashers.images import ImageCache
 from jumpstarter_driver_flashers.intake import ImageTaker
-from jumpstarter_driver_flashers.job import Job, finish, save_record
+from jumpstarter_driver_flashers.job import Job, end, save_record
 from jumpstarter_driver_flashers.run import BoardRun
 from jumpstarter_driver_flashers.wish import Wish
 from jumpstarter_driver_http.driver import HttpServer
@@ -82,8 +82,9 @@ class BaseFlasher(ImageTaker):
 
         ``options``: as of every flasher, and ``flasher``: the fields of `jumpstarter_driver_flashers.wish.Wish`.
         """
-        async for event in self._flash(source, target, options or {}):
-            yield event
+        async with aclosing(self._flash(source, target, options or {})) as events:
+            async for event in events:
+                yield event
 
     @export(readonly=True)
     async def verify_image(self, target: str | None = None) -> AsyncIterator[Event]:
@@ -155,7 +156,7 @@ class BaseFlasher(ImageTaker):
 
     async def _flash(
         self, source: Any, target: str | None, options: Mapping[str, Any], *, prepare: bool = True
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         try:
             values = dict(options)
             data = values.pop("data", None)
@@ -204,8 +205,7 @@ class BaseFlasher(ImageTaker):
                 job = Job(**values, image=arriving)
                 outcome = await self._board_run(job, say).run()
             finally:
-                arriving.cancel()
-                await asyncio.gather(arriving, return_exceptions=True)
+                await end(arriving)
         if outcome.verified:
             save_record(self._store, job.checked, job.device, outcome)
         self.logger.info(
@@ -243,10 +243,10 @@ class BaseFlasher(ImageTaker):
                 raise StorageRefused("the session ended", code="cancelled", state="the target is incomplete") from None
             yield result
         finally:
-            self._runs.discard(task)
-            if not task.done():
-                task.cancel()
-                await finish(asyncio.wait([task]))
+            try:
+                await end(task)
+            finally:
+                self._runs.discard(task)  # until then `close` has to wait for it
 
     def _board_run(self, job: Job, say: Callable[[Event], None]) -> BoardRun:
         def tell(phase: str, done: int, total: int | None) -> None:
@@ -308,7 +308,8 @@ def _end(run: asyncio.Task[Event], seconds: float) -> None:
 
     def cancel() -> None:
         run.add_done_callback(lambda _: ended.set())
-        run.cancel()
+        if not run.cancelling():  # a second time it would interrupt what the first one does
+            run.cancel()
 
     loop.call_soon_threadsafe(cancel)
     try:

@@ -84,9 +84,22 @@ class ImageCache:
             return None
         return image
 
-    def incoming(self) -> Path:
-        """The folder that new images are written to; what a killed exporter left in it is removed."""
+    def incoming(self) -> tuple[int, Path]:
+        """A new file for an image, open and locked; what a killed exporter left in the folder is removed."""
         self.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._sweep()
+        while True:
+            fd, name = tempfile.mkstemp(prefix=".incoming-", dir=self.folder)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.fstat(fd).st_nlink:  # else somebody who was sweeping took it for a left-over before it was locked
+                    return fd, Path(name)
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
+
+    def _sweep(self) -> None:
         for path in self.folder.glob(".incoming-*"):
             with contextlib.suppress(OSError):
                 fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -95,7 +108,6 @@ class ImageCache:
                     path.unlink()
                 finally:
                     os.close(fd)
-        return self.folder
 
     def keep(self, path: Path, image: StoredImage) -> StoredImage:
         """Take over a complete file."""
@@ -133,10 +145,10 @@ class ImageCache:
 class Intake:
     """Writes what arrives into a cache: `run` in a worker thread, `cancel` from any other."""
 
-    def __init__(self, cache: ImageCache, options: FlashOptions, notify: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(self, cache: ImageCache, options: FlashOptions) -> None:
         self._cache = cache
         self._options = options
-        self._notify = notify
+        self._notify: Callable[[dict[str, Any]], None] = lambda event: None
         self._cancelled = threading.Event()
         self._content = hashlib.sha256()
         self._stored = hashlib.sha256()
@@ -148,14 +160,15 @@ class Intake:
         """End at the next piece."""
         self._cancelled.set()
 
-    def run(self, chunks: Iterable[Buffer]) -> StoredImage:
+    def run(
+        self, chunks: Iterable[Buffer], notify: Callable[[dict[str, Any]], None] = lambda event: None
+    ) -> StoredImage:
         """Store the image that arrives. Raises StorageRefused; nothing of it is left then."""
+        self._notify = notify
         path: Path | None = None
         try:
-            fd, name = tempfile.mkstemp(prefix=".incoming-", dir=self._cache.incoming())
-            path = Path(name)
+            fd, path = self._cache.incoming()
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
                 os.fchmod(fd, 0o644)
                 compression = self._receive(fd, chunks)
                 stored = os.lseek(fd, 0, os.SEEK_END)

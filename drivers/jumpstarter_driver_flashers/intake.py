@@ -10,6 +10,7 @@ from typing import Any
 
 from jumpstarter_driver_flashers.compat import BundleCalls
 from jumpstarter_driver_flashers.images import ImageCache, Intake, StoredImage
+from jumpstarter_driver_flashers.job import end
 from jumpstarter_driver_storage.data import DataListener, SocketChunks
 from jumpstarter_driver_storage.errors import JobCancelled, StorageFault, StorageRefused
 from jumpstarter_driver_storage.feeder import Feeder
@@ -66,27 +67,24 @@ class ImageTaker(BundleCalls):
                 )
             finally:
                 feeder.abandon()
-                feeding.cancel()
-                await asyncio.gather(feeding, return_exceptions=True)
+                await end(feeding)
 
     async def _store_image(
         self, chunks: Callable[[], Any], options: FlashOptions, say: Callable[[Event], None], received: list[int],
         stop: Callable[[], None],
     ) -> StoredImage:  # fmt: skip
-        intake: list[Intake] = []
+        intake = Intake(self._cache, options)
 
         def work(notify: Callable[[Event], None]) -> StoredImage:
-            intake.append(Intake(self._cache, options, notify))
-            return intake[0].run(chunks())
+            return intake.run(chunks(), notify)
 
         def cancel() -> None:
-            for one in intake:
-                one.cancel()
+            intake.cancel()
             stop()
 
         async with self._operation("flasher-intake", work, cancel) as operation:
             async for event in operation.events():
                 say(event)
             image: StoredImage = operation.result()
-        received[0] = intake[0].received
+        received[0] = intake.received
         return image

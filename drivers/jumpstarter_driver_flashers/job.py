@@ -8,14 +8,14 @@ import base64
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jumpstarter_driver_flashers.images import StoredImage
 from jumpstarter_driver_flashers.wish import Wish
 from jumpstarter_driver_storage.record import Record, RecordStore
 from jumpstarter_driver_storage.target import Checked
 
-__all__ = ["Job", "Outcome", "finish", "save_record"]
+__all__ = ["Job", "Outcome", "end", "finish", "save_record"]
 
 T = TypeVar("T")
 
@@ -65,6 +65,15 @@ def save_record(store: RecordStore, checked: Checked, device: str, outcome: Outc
             written_at=time.time(),
         ),
     )  # fmt: skip
+
+
+async def end(task: asyncio.Future[Any]) -> None:
+    """Cancel a task and wait until it has ended, even when the caller is being cancelled meanwhile."""
+    if not task.done():
+        task.cancel()
+        await finish(asyncio.wait([task]))
+    if not task.cancelled():
+        task.exception()  # who cancels does not want to know
 
 
 async def finish(work: Awaitable[T]) -> T:

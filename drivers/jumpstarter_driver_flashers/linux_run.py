@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from jumpstarter.common.exceptions import ConfigurationError
+from jumpstarter.driver import call_cancelled
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_flashers.images import StoredImage
 from jumpstarter_driver_flashers.job import Outcome
 from jumpstarter_driver_flashers.linux_stage import LinuxStage, Source
@@ -17,6 +19,7 @@ from jumpstarter_driver_flashers.run_base import RunBase
 from jumpstarter_driver_flashers.shell import ShellError, ShellLink
 from jumpstarter_driver_flashers.uboot_stage import UbootStage
 from jumpstarter_driver_pyserial.hub import ConsoleHub, Writer
+from jumpstarter_driver_storage.errors import JobCancelled
 
 __all__ = ["LinuxRun"]
 
@@ -93,9 +96,9 @@ class LinuxRun(RunBase):
         """The image on the exporter's HTTP server, in a form that the board can unpack."""
         folder = f"jl-{secrets.token_hex(12)}"
         if image.compression is not None and await stage.unpacker(image.compression) is None:
-            name = await asyncio.to_thread(self._unpacked, folder, image)
+            name = await call_to_end(self._unpacked, folder, image)
             return await self._served(stage, name, None)
-        name = await asyncio.to_thread(self._link, self.driver.http_root(), image.path, f"{folder}/image")
+        name = await self._link(self.driver.http_root(), image.path, f"{folder}/image")
         return await self._served(stage, name, image.compression)
 
     async def _served(self, stage: LinuxStage, name: str, compression: str | None) -> Source:
@@ -121,16 +124,14 @@ class LinuxRun(RunBase):
         pem = wish.cacert or await asyncio.to_thread(self.driver.cacert_text)
         if pem and not wish.insecure_tls and wish.url.startswith("https:"):
             path = self.driver.http_root() / f"jl-{secrets.token_hex(12)}" / "cacert.crt"
-            await asyncio.to_thread(self._write_text, path, pem)
+            await call_to_end(self._write_text, path, pem)
             cacert = "/tmp/cacert.crt"
             await stage.fetch_file(await self._served(stage, f"{path.parent.name}/{path.name}", None), cacert)
         return Source(wish.url, None, tuple(names), wish.insecure_tls, cacert)
 
     async def _write_by_fls(self, stage: LinuxStage, source: Source, device: str, timeout: float) -> None:
         program, sha256 = self.driver.fls()
-        name = await asyncio.to_thread(
-            self._link, self.driver.http_root(), program, f"jl-{secrets.token_hex(12)}/fls", copy=True
-        )
+        name = await self._link(self.driver.http_root(), program, f"jl-{secrets.token_hex(12)}/fls", copy=True)
         if source.headers:
             raise ConfigurationError("method fls: the image needs a login, which fls cannot be given; use method shell")
         await stage.write_by_fls(
@@ -143,6 +144,8 @@ class LinuxRun(RunBase):
         self._placed.append(path)
         with open(path, "xb") as file:
             for chunk in image.chunks():
+                if call_cancelled():
+                    raise JobCancelled
                 file.write(chunk)
         return f"{folder}/image"
 

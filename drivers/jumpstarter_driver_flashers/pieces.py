@@ -63,7 +63,9 @@ class Ahead:
     async def close(self) -> None:
         """Remove what is left."""
         if self._next is not None:
-            await asyncio.gather(self._next, return_exceptions=True)
+            await asyncio.wait([self._next])
+            if not self._next.cancelled():
+                self._next.exception()  # nobody asks for this piece any more
         for path in self._files:
             path.unlink(missing_ok=True)
 

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_flashers.images import ImageCache, StoredImage
-from jumpstarter_driver_flashers.job import Job, finish
+from jumpstarter_driver_flashers.job import Job, end, finish
 from jumpstarter_driver_flashers.uboot_stage import Say
 from jumpstarter_driver_storage.errors import NOTHING_WRITTEN, StorageFailed, StorageFault, StorageRefused, incomplete
 from jumpstarter_driver_storage.record import RecordStore
@@ -54,8 +55,7 @@ class RunBase:
                 self.say("waiting for the image", 0, None)
             return await asyncio.shield(arriving)
         finally:
-            booting.cancel()
-            await asyncio.gather(booting, return_exceptions=True)
+            await end(booting)
 
     @asynccontextmanager
     async def _services(self, *names: str) -> AsyncIterator[None]:
@@ -75,9 +75,14 @@ class RunBase:
     async def _place(self, root: Path, source: Path) -> str:
         """A copy of a file where the server looks, under a name that nobody else uses."""
         name = f"jl-{secrets.token_hex(6)}-{source.name}"
-        return await asyncio.to_thread(self._link, root, source, name, copy=True)
+        return await self._link(root, source, name, copy=True)
 
-    def _link(self, root: Path, source: Path, name: str, *, copy: bool = False) -> str:
+    async def _link(self, root: Path, source: Path, name: str, *, copy: bool = False) -> str:
+        # To its end, cancelled or not: a thread that is left alone would make the file after all have been removed.
+        linked: str = await call_to_end(self._link_now, root, source, name, copy)
+        return linked
+
+    def _link_now(self, root: Path, source: Path, name: str, copy: bool) -> str:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         self._placed.append(path)

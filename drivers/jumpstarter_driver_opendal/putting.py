@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import os
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import suppress
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +62,12 @@ async def put_file(
     try:
         if options.data is not None:
             assert isinstance(file, LocalFile) and options.size is not None
-            async for event in _receive(file, options.data, options.size):
-                if event["event"] == "data":
-                    yield event
-                else:
-                    size, sha256 = event["size"], event["sha256"]
+            async with aclosing(_receive(file, options.data, options.size)) as events:
+                async for event in events:
+                    if event["event"] == "data":
+                        yield event
+                    else:
+                        size, sha256 = event["size"], event["sha256"]
         else:
             size, sha256 = await _transfer(driver, file, source)
         options.check(path, size, sha256)
@@ -93,6 +94,7 @@ async def _transfer(driver: Driver, file: OpenFile, source: Any) -> tuple[int, s
 async def _receive(file: LocalFile, wanted: Mapping[str, Any], size: int) -> AsyncGenerator[Event, None]:
     """The same over a connection of its own, in a thread."""
     from jumpstarter_driver_storage.data import DataListener, SocketChunks
+    from jumpstarter_driver_storage.operation import outlast
 
     listener = DataListener(wanted)
     try:
@@ -115,8 +117,7 @@ async def _receive(file: LocalFile, wanted: Mapping[str, Any], size: int) -> Asy
         finally:
             if not working.done():
                 listener.stop()
-                with suppress(Exception):  # the one that ended us says more
-                    await working
+                await outlast(working)  # listener and file are the thread's as long as it runs
         yield {"event": "received", "size": received, "sha256": sha256}
     finally:
         listener.close()

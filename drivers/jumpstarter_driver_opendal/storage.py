@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -181,10 +182,11 @@ class Opendal(Driver):
         """
         wanted = PutOptions.parse(options or {})
         target = os.fspath(path)
-        async for event in put_file(self, self._store, source, target, wanted):
-            if event["event"] == "result":
-                self._note(target)
-            yield event
+        async with aclosing(put_file(self, self._store, source, target, wanted)) as events:
+            async for event in events:
+                if event["event"] == "result":
+                    self._note(target)
+                yield event
 
     @export(readonly=True)
     async def stat(self, path: PathBuf) -> Metadata:

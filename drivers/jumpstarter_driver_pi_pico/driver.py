@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import os
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -15,6 +14,7 @@ from typing import Any, ClassVar, Final
 
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.driver import call_cancelled, export
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_pi_pico.uf2 import FAMILIES, check_uf2, family_id
 from jumpstarter_driver_pi_pico.volume import Volume, find_volumes
 from jumpstarter_driver_storage.errors import StorageFailed, StorageRefused
@@ -202,16 +202,18 @@ class PiPicoFlasher(StagedFlasher):
         return volume
 
     async def _press_bootsel(self) -> None:
-        bootsel, run, hold = self.children["bootsel"], self.children["run"], self.gpio_reset_hold_seconds
+        bootsel: Any = self.children["bootsel"]
+        run: Any = self.children["run"]
+        hold = self.gpio_reset_hold_seconds
         async with AsyncExitStack() as pins:  # whatever happens, no pin stays low
-            await _switch(bootsel, "on")
-            pins.push_async_callback(_switch, bootsel, "off")
+            pins.push_async_callback(call_to_end, bootsel.off)
+            await call_to_end(bootsel.on)
             await asyncio.sleep(hold)
-            await _switch(run, "on")
             try:
+                await call_to_end(run.on)
                 await asyncio.sleep(hold)
             finally:
-                await _switch(run, "off")
+                await call_to_end(run.off)
             await asyncio.sleep(hold)
 
     async def _touch(self) -> None:
@@ -223,7 +225,7 @@ class PiPicoFlasher(StagedFlasher):
         async with AsyncExitStack() as stack:
             if lend is not None:  # the console reads the same port
                 await stack.enter_async_context(lend("the bootloader touch"))
-            await asyncio.to_thread(_open_and_close, str(url), self.bootloader_touch_baudrate)
+            await call_to_end(_open_and_close, str(url), self.bootloader_touch_baudrate)
 
     async def _taken(self, volume: Volume) -> None:
         """Wait for the board to leave its bootloader for good."""
@@ -244,14 +246,6 @@ class PiPicoFlasher(StagedFlasher):
                 f"{self._label}: the board came back into its bootloader: the image does not start",
                 code="verify_failed", state="the board holds the image",
             )  # fmt: skip
-
-
-async def _switch(output: Any, how: str) -> None:
-    method = getattr(output, how)
-    if inspect.iscoroutinefunction(method):
-        await method()
-    else:
-        await asyncio.to_thread(method)
 
 
 def _open_and_close(url: str, baudrate: int) -> None:

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABCMeta, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from jumpstarter.driver import Driver, export
 from jumpstarter_driver_power.common import PowerReading, PowerState
@@ -66,14 +65,16 @@ class PowerInterface(metaclass=ABCMeta):
     @export
     async def cycle(self, wait: float = 2.0) -> None:
         """Switch off, wait that many seconds, switch on."""
-        # anyio is at work on every exporter, but the interface is also imported by clients that never switch anything.
+        # These are at work on every exporter, but clients that never switch anything import the interface, too.
         import anyio
+
+        from jumpstarter.driver.calls import call_to_end
 
         if wait < 0:
             raise ValueError(f"cycle: wait is {wait:g} s, must not be negative")
-        await _finish(self.off)
+        await call_to_end(self.off)
         await anyio.sleep(wait)
-        await _finish(self.on)
+        await call_to_end(self.on)
 
 
 class VirtualPowerInterface(PowerInterface):
@@ -87,16 +88,6 @@ class VirtualPowerInterface(PowerInterface):
     @abstractmethod
     async def off(self, destroy: bool = False) -> None:
         """Switch off; with `destroy` also give up what the device keeps while it is off."""
-
-
-async def _finish(method: Callable[[], Any]) -> None:
-    """Run a method of the driver to its end, whether it was written sync or async."""
-    if inspect.iscoroutinefunction(method):
-        await method()
-        return
-    import anyio
-
-    await anyio.to_thread.run_sync(method)
 
 
 @dataclass(kw_only=True)

@@ -152,6 +152,7 @@ class ThreadPort(Port):
         self._loop = asyncio.get_running_loop()
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
+        self._writing: asyncio.Future[Any] | None = None
 
     def start(self, receive: Receiver, gone: Gone) -> None:
         """Start the thread."""
@@ -183,9 +184,13 @@ class ThreadPort(Port):
 
     async def write(self, data: bytes) -> None:
         """Write everything, in a worker thread: pyserial blocks until the device took it."""
+        while (before := self._writing) is not None and not before.done():
+            await asyncio.wait([before])  # whoever began it is gone; its bytes and ours must not mix
         if self._closed.is_set():
             raise OSError(errno.ENODEV, "the port was closed while writing")
-        await asyncio.to_thread(self._port.write, data)
+        self._writing = work = asyncio.ensure_future(asyncio.to_thread(self._port.write, data))
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may be left to be told
+        await asyncio.shield(work)
 
     def close(self) -> None:
         """Stop the thread and close."""

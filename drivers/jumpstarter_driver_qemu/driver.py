@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.common.storage import format_sizes, parse_size
 from jumpstarter.driver import Driver, export
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_pyserial.driver import PySerial
 from jumpstarter_driver_qemu.cloudinit import write_cidata
 from jumpstarter_driver_qemu.command import Layout, command_line
@@ -203,20 +204,16 @@ class Qemu(Driver):
 
     async def start(self) -> None:
         """Power on; see `QemuPower.on`."""
-        from anyio import to_thread
-
         if self.running:
             self.logger.info("power on: the virtual machine is already running")
             return
         self._disks.make_runtime()
         await self._console.ensure_open()  # QEMU connects to it before its CPUs run: no byte of output is lost
-        await to_thread.run_sync(self._start)
+        await call_to_end(self._start)  # cancelled, too: what comes next must not be overtaken by it
 
     async def stop(self) -> None:
         """Power off; see `QemuPower.off`."""
-        from anyio import to_thread
-
-        await to_thread.run_sync(self._stop, self.powerdown_timeout)
+        await call_to_end(self._stop, self.powerdown_timeout)
 
     def halt(self) -> None:
         """Power off at once, from any thread."""

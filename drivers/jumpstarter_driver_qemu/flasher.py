@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jumpstarter.driver import export
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_qemu.disks import Disks
 from jumpstarter_driver_qemu.errors import MachineBusy
 from jumpstarter_driver_qemu.settings import PARTITIONS
@@ -51,7 +51,7 @@ class QemuFlasher(OciFlasher):
         """Keep the machine off until the write is over. Raises StorageRefused when it runs."""
         self._enter(f"write {name}")
         try:
-            await asyncio.to_thread(self.disks.clear, name)
+            await call_to_end(self.disks.clear, name)  # the machine must stay off as long as it works
         except BaseException:
             self._claim.close()
             raise
@@ -60,7 +60,7 @@ class QemuFlasher(OciFlasher):
         """Note what was written, and let the machine go. Raises StorageRefused for an image that needs other files."""
         with self._claim:
             try:
-                await asyncio.to_thread(self.disks.flashed, name)
+                await call_to_end(self.disks.flashed, name)
             except MachineBusy as error:  # the session ended meanwhile
                 raise StorageRefused(error.message, code="cancelled", state="the target is incomplete") from error
             except ValueError as error:
@@ -79,7 +79,7 @@ class QemuFlasher(OciFlasher):
         self._enter(f"read {name}")
         with self._claim:
             if name == "root":
-                await asyncio.to_thread(self.disks.materialise)
+                await call_to_end(self.disks.materialise)
             await super().dump(target, name)
 
     def _look(self, name: str, target: Target) -> tuple[dict[str, Any], Checked | None]:

@@ -12,7 +12,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from jumpstarter_driver_snmp.common import AuthProtocol, PrivProtocol, SNMPError, SNMPTimeout
@@ -52,6 +52,9 @@ _CREDENTIALS = {
     "decryptionError": "the agent cannot decrypt: the privacy key or protocol is wrong (priv_key, priv_protocol)",
     "authorizationError": "the agent does not let this user do that",
 }
+
+
+_CLOSED = "the SNMP engine is not running: the driver was closed"
 
 
 class Engines:
@@ -106,12 +109,16 @@ class Engines:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine on the loop and wait for it; called from any other thread."""
-        loop = self._loop
-        if loop is None:
-            work.close()
-            raise RuntimeError("the SNMP engine is not running: the driver was closed")
-        future: Future[T] = asyncio.run_coroutine_threadsafe(work, loop)
-        return future.result()
+        with self._lock:  # work that is handed in after `release` has ended the loop would never be answered
+            loop = self._loop
+            if loop is None:
+                work.close()
+                raise RuntimeError(_CLOSED)
+            future: Future[T] = asyncio.run_coroutine_threadsafe(work, loop)
+        try:
+            return future.result()
+        except CancelledError:
+            raise RuntimeError(_CLOSED) from None
 
     async def request(
         self,

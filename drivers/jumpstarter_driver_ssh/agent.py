@@ -42,6 +42,7 @@ class KeyAgent:
         self._lock = threading.Lock()
         self._process: Process | None = None
         self._folder: str | None = None
+        self._over = False
 
     @asynccontextmanager
     async def connect(self, identity: str) -> AsyncIterator[ObjectStream[bytes]]:
@@ -61,6 +62,8 @@ class KeyAgent:
         from jumpstarter.common.process import spawn
 
         with self._lock:
+            if self._over:  # a call that was under way in its thread when the session ended
+                raise ConnectionError("the ssh agent was ended with the session")
             if self._process is not None and self._process.running and self._folder is not None:
                 return os.path.join(self._folder, "agent")
             self._discard()
@@ -79,9 +82,15 @@ class KeyAgent:
                 raise
             return path
 
-    def stop(self) -> None:
-        """End the agent; the key is forgotten."""
+    def allow(self) -> None:
+        """A session begins: `start` may be called again."""
         with self._lock:
+            self._over = False
+
+    def stop(self) -> None:
+        """End the agent; the key is forgotten, until `allow` also for whoever is on the way to `start` it."""
+        with self._lock:
+            self._over = True
             self._discard()
 
     def _discard(self) -> None:

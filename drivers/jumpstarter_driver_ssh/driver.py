@@ -182,6 +182,7 @@ class SSHWrapper(Driver):
         super().reset()
         self._seen = []
         self._scan = asyncio.Lock()
+        self._agent.allow()
 
     def close(self) -> None:
         """End of the session: the agent forgets the key."""

@@ -148,8 +148,9 @@ class ImageFlasher(FlasherInterface, Driver):
         `DataListener`) asks for a connection of its own for the image: the first event then says where, and ``source``
         is not looked at.
         """
-        async for event in self._flash(source, target, options or {}):
-            yield event
+        async with aclosing(self._flash(source, target, options or {})) as events:
+            async for event in events:
+                yield event
 
     @export(readonly=True)
     async def verify_image(self, target: str | None = None) -> AsyncIterator[Event]:
@@ -206,24 +207,25 @@ class ImageFlasher(FlasherInterface, Driver):
     ) -> Event:
         """A whole flash; returns its ``result`` event. ``prepare``: call `before_write` and `after_write`."""
         result: Event = {}
-        async for event in self._flash(source, target, options, prepare=prepare):
-            if event["event"] == "result":
-                result = event
+        async with aclosing(self._flash(source, target, options, prepare=prepare)) as events:
+            async for event in events:
+                if event["event"] == "result":
+                    result = event
         return result
 
     async def run_dump(self, handle: Any, target: str | None) -> None:
         """Send what the target holds to a client's handle."""
         name, found = await asyncio.to_thread(self.find_target, target)
         checked = await asyncio.to_thread(check, name, found, self.owner, writing=False)
-        async with self.resource(handle) as stream:
-            async for data in read_target(checked):
+        async with self.resource(handle) as stream, aclosing(read_target(checked)) as blocks:
+            async for data in blocks:
                 await stream.send(data)
 
     # --- how ------------------------------------------------------------------------------------------------
 
     async def _flash(
         self, source: Any, target: str | None, options: Mapping[str, Any], *, prepare: bool = True
-    ) -> AsyncIterator[Event]:
+    ) -> AsyncGenerator[Event, None]:
         name, found = await asyncio.to_thread(self.find_target, target)
         try:
             options = dict(options)
@@ -263,9 +265,10 @@ class ImageFlasher(FlasherInterface, Driver):
     @asynccontextmanager
     async def _turn(self, name: str) -> AsyncIterator[None]:
         """One flash at a time; one that was just cancelled gets a moment to end."""
+        turn = self._writing  # another one from the next session's `reset` on
         try:
             async with asyncio.timeout(self.turn_timeout()):
-                await self._writing.acquire()
+                await turn.acquire()
         except TimeoutError:
             raise StorageRefused(
                 f'target "{name}" of driver {self.owner}: another flash of this driver is running', code="busy"
@@ -273,7 +276,7 @@ class ImageFlasher(FlasherInterface, Driver):
         try:
             yield
         finally:
-            self._writing.release()
+            turn.release()
 
     async def _transfer(self, source: Any, checked: Checked, options: FlashOptions) -> AsyncGenerator[Event, None]:
         feeder = Feeder()
@@ -281,15 +284,13 @@ class ImageFlasher(FlasherInterface, Driver):
             encoding = stream.encoding
             if encoding and options.framing == "plain":
                 options = _with_compression(options, encoding)
-            job: list[FlashJob] = []
+            job = FlashJob(checked, self._store, options)
 
             def work(notify: Callable[[Event], None]) -> Event:
-                job.append(FlashJob(checked, self._store, options, notify))
-                return {"event": "result", **asdict(job[0].run(feeder))}
+                return {"event": "result", **asdict(job.run(feeder, notify))}
 
             def cancel() -> None:
-                for one in job:
-                    one.cancel()
+                job.cancel()
                 feeder.fail(JobCancelled())
 
             raw = stream.raw()
@@ -313,18 +314,16 @@ class ImageFlasher(FlasherInterface, Driver):
         checked.refuse_if_larger(options.size or 0)
         listener = DataListener(wanted)
         try:
-            job: list[FlashJob] = []
+            job = FlashJob(checked, self._store, options)
 
             def work(notify: Callable[[Event], None]) -> Event:
-                job.append(FlashJob(checked, self._store, options, notify))
-                return {"event": "result", **asdict(job[0].run(received()))}
+                return {"event": "result", **asdict(job.run(received(), notify))}
 
             def received() -> SocketChunks:
                 return SocketChunks(listener.accept, sparse=options.framing == "sparse", size=options.source_size)
 
             def cancel() -> None:
-                for one in job:
-                    one.cancel()
+                job.cancel()
                 listener.stop()
 
             yield listener.offer()

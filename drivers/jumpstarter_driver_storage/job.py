@@ -91,11 +91,11 @@ class FlashReport:
 class FlashJob:
     """`run` in one thread; `cancel` from any other stops it within one chunk."""
 
-    def __init__(self, checked: Checked, store: RecordStore, options: FlashOptions, notify: Notify) -> None:
+    def __init__(self, checked: Checked, store: RecordStore, options: FlashOptions) -> None:
         self._checked = checked
         self._store = store
         self._options = options
-        self._notify = notify
+        self._notify: Notify = lambda event: None
         self._cancelled = threading.Event()
         self._notified = 0.0
         self._begun = False
@@ -105,15 +105,16 @@ class FlashJob:
         self._unpacked = False
 
     def cancel(self) -> None:
-        """Stop writing as soon as the current chunk is done."""
+        """Stop writing as soon as the current chunk is done; before `run`, it does not begin."""
         self._cancelled.set()
 
-    def run(self, chunks: Iterable[Buffer]) -> FlashReport:
-        """Write the image that ``chunks`` carries.
+    def run(self, chunks: Iterable[Buffer], notify: Notify) -> FlashReport:
+        """Write the image that ``chunks`` carries. ``notify`` gets progress, in this thread.
 
         Raises StorageRefused when nothing was written, StorageFailed with the state of the target otherwise.
         """
         started = time.monotonic()
+        self._notify = notify
         if self._options.size is not None:
             self._checked.refuse_if_larger(self._options.size)
         try:

@@ -58,12 +58,13 @@ class OciFlasher(ImageFlasher):
         an error is raised."""
         options = {"username": oci_username, "password": oci_password}
         phase = ""
-        async for event in self.flash_oci_image(oci_url, partition, options):
-            if event["event"] == "progress" and event["phase"] != phase:
-                phase = str(event["phase"])
-                yield f"{phase}\n", "", None
-            elif event["event"] == "result":
-                yield f"{event['size']} bytes, sha256 {event['sha256']}\n", "", 0
+        async with aclosing(self.flash_oci_image(oci_url, partition, options)) as events:  # type: ignore[type-var]
+            async for event in events:
+                if event["event"] == "progress" and event["phase"] != phase:
+                    phase = str(event["phase"])
+                    yield f"{phase}\n", "", None
+                elif event["event"] == "result":
+                    yield f"{event['size']} bytes, sha256 {event['sha256']}\n", "", 0
 
     @export
     async def flash_oci_image(
@@ -117,7 +118,7 @@ class OciFlasher(ImageFlasher):
         # a layer that is packed itself is unpacked before, and its size not known
         whole = None if _is_tar(layer) else layer.size
         wanted = {"compression": "auto", "source_size": whole, "verify": verify, **values}
-        async with aclosing(self._flash(_Blob(registry, layer), target, wanted)) as events:  # type: ignore[type-var]
+        async with aclosing(self._flash(_Blob(registry, layer), target, wanted)) as events:
             async for event in events:
                 yield {**event, "changed": True, **extra} if event["event"] == "result" else event
 

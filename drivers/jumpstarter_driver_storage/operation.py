@@ -9,6 +9,8 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final, Generic, TypeVar
 
+__all__ = ["Operation", "outlast"]
+
 T = TypeVar("T")
 
 _JOIN: Final = 3.0
@@ -47,15 +49,7 @@ class Operation(Generic[T]):
         """End the work if it still runs and wait for its thread, even when the caller is being cancelled."""
         if not self._done.is_set():
             self._cancel()
-        waiter = asyncio.create_task(self._ended())
-        cancelled: asyncio.CancelledError | None = None
-        while not waiter.done():
-            try:
-                await asyncio.shield(waiter)
-            except asyncio.CancelledError as error:
-                cancelled = error
-        if cancelled is not None:
-            raise cancelled
+        await outlast(asyncio.create_task(self._ended()))
 
     async def _ended(self) -> None:
         """Wait for the thread, but not longer than a moment."""
@@ -83,3 +77,20 @@ class Operation(Generic[T]):
     def _end(self) -> None:
         self._events.put_nowait(None)
         self._done.set()
+
+
+async def outlast(work: asyncio.Future[Any]) -> None:
+    """Wait until it has ended, even when the caller is being cancelled; the cancellation comes afterwards.
+
+    What the work raised is for who asks it.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not work.done():
+        try:
+            await asyncio.wait([work])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not work.cancelled():
+        work.exception()
+    if cancelled is not None:
+        raise cancelled

@@ -112,11 +112,13 @@ class StagedFlasher(ImageFlasher):
     async def verify_image(self, target: str | None = None) -> AsyncIterator[Event]:
         """Compare the device with what was written last; a device that differs anywhere differs everywhere."""
         result: Event = {}
-        async for event in super().verify_image(target):
-            if event["event"] == "result":
-                result = event
-            else:
-                yield event
+        comparing: Any = super().verify_image(target)
+        async with aclosing(comparing) as events:
+            async for event in events:
+                if event["event"] == "result":
+                    result = event
+                else:
+                    yield event
         name, found = self.find_target(target)
         if not result["bad"] and not await self.device_holds(name, Path(found.path)):
             count = max(1, -(-int(result["size"]) // BLOCK_SIZE))

@@ -88,6 +88,7 @@ class TasmotaPower(SwitchedPower):
         self._link: MqttLink | None = None
         self._used = False  # whether anything was asked of the device
         self._connecting = threading.Lock()
+        self._over = False
         self._heard = threading.Condition()
         self._answers: dict[str, tuple[int, str]] = {}
         self._online: bool | None = None
@@ -155,6 +156,8 @@ class TasmotaPower(SwitchedPower):
     def reset(self) -> None:
         """Switch off only with off_at_reset."""
         super().reset()
+        with self._connecting:
+            self._over = False
         if self.off_at_reset:
             self.off()
 
@@ -167,7 +170,9 @@ class TasmotaPower(SwitchedPower):
         except OSError as error:
             self.logger.error("%s: could not be switched off at the end: %s", self.target, error)
         finally:
-            self._disconnect()
+            with self._connecting:  # not before a connection that is being made stands, or failed
+                self._over = True
+                self._disconnect()
 
     # questions
 
@@ -208,6 +213,8 @@ class TasmotaPower(SwitchedPower):
 
     def _connected(self, deadline: float) -> MqttLink:
         with self._connecting:
+            if self._over:  # a call that was under way in its thread when the session ended
+                raise ConnectionError(f"{self.target}: the session has ended")
             return self._connected_alone(deadline)
 
     def _connected_alone(self, deadline: float) -> MqttLink:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import time
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,6 +12,7 @@ from typing import Any, ClassVar
 
 from jumpstarter.common.exceptions import ConfigurationError
 from jumpstarter.driver import Driver, export
+from jumpstarter.driver.calls import call_to_end
 from jumpstarter_driver_pyserial.hub import ConsoleHub
 from jumpstarter_driver_uboot.common import check_command, check_name, parse_printenv, quotings
 from jumpstarter_driver_uboot.link import PromptLink, UbootError
@@ -167,7 +167,4 @@ class UbootConsole(Driver):
 
 async def _call(driver: Driver, name: str) -> Any:
     """Call a driver's method of either colour."""
-    method = getattr(driver, name)
-    if inspect.iscoroutinefunction(inspect.unwrap(getattr(method, "__func__", method))):
-        return await method()
-    return await asyncio.to_thread(method)
+    return await call_to_end(getattr(driver, name))

@@ -107,8 +107,9 @@ class PromptLink:
             raise UbootError(f"no U-Boot prompt within {timeout:g} s{self._tail()}") from None
         finally:
             keys.cancel()
-            with suppress(asyncio.CancelledError):
-                await keys
+            await asyncio.wait([keys])  # not `await keys`: its cancellation could not be told from the caller's
+            if not keys.cancelled():
+                keys.exception()  # it was raised above, unless the prompt came all the same
         seen = self._hub.read(max(start, self._hub.ring.first), _KEEP).data
         banners = _BANNER.findall(seen)
         return banners[-1].decode(errors="replace").strip() if banners else None

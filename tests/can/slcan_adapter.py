@@ -45,7 +45,7 @@ class SlcanAdapter:
     def _answer(self, line: bytes) -> bytes:
         with self._changed:
             self.commands.append(line)
-            self._changed.notify_all()
+            self._changed.notify_all()  # who waits gets on when the lock is free again: after what it did to us
             match line[:1]:
                 case b"O":
                     if self.open or self.bitrate is None:
@@ -80,6 +80,11 @@ class SlcanAdapter:
         """Return when it was told this."""
         with self._changed:
             assert self._changed.wait_for(lambda: line in self.commands, timeout), self.commands
+
+    def wait_until_closed(self, timeout: float = 5) -> None:
+        """Return when its channel is closed. `wait_for` of C will not do: python-can closes before it opens, too."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: not self.open, timeout), self.commands
 
     def unplug(self) -> None:
         """Close the master: the other end reads an error from now on."""

@@ -21,9 +21,11 @@ from jumpstarter.common.exceptions import ConfigurationError, DriverError, Drive
 from jumpstarter.common.utils import serve
 from jumpstarter_driver_can.backlog import Backlog, Entry
 from jumpstarter_driver_can.client import CanClient
-from jumpstarter_driver_can.common import IsoTpAddress
+from jumpstarter_driver_can.common import CanMessage, IsoTpAddress
+from jumpstarter_driver_can.cyclic import CyclicSend
 from jumpstarter_driver_can.driver import Can, IsoTpPython
 from jumpstarter_driver_can.packing import pack, unpack
+from jumpstarter_driver_can.receiver import Receiver
 from jumpstarter_testing import eventually
 
 channels = itertools.count()
@@ -383,12 +385,12 @@ def test_threads_end_with_the_session() -> None:
 
     config = virtual()
     with serve(Can(**config)) as a, serve(Can(**config)) as b:
-        a.send_periodic(standard(1), 5)  # in its pause when the session ends
+        a.send_periodic(standard(1), 600)  # in its pause when the session ends
         assert b.recv(5) is not None
         assert ours()
         began = time.monotonic()
     assert ours() == []
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 60
 
 
 def test_whoever_waits_for_a_frame_learns_that_the_session_is_over() -> None:
@@ -412,12 +414,12 @@ def test_a_receiver_that_waits_holds_up_nobody() -> None:
     config = virtual()
     with serve(Can(**config)) as a, serve(Can(**config)) as b:
         assert b.channel_info
-        waiting = threading.Thread(target=lambda: b.call("_recv_internal", 30))
+        waiting = threading.Thread(target=lambda: b.call("_recv_internal", 120))
         waiting.start()
         began = time.monotonic()
         for _ in range(20):
             b.send(standard(1))
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60
         a.send(standard(2))  # ends the wait
         waiting.join(10)
         assert not waiting.is_alive()
@@ -444,33 +446,27 @@ def test_a_slow_reader_is_told_what_it_missed() -> None:
     asyncio.run(read())
 
 
-def test_streams_are_much_quicker_than_calls() -> None:
-    count = 20000
+def test_a_stream_carries_many_frames_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What makes it quicker than calls, of which each carries one."""
+    count = 5000
     config = virtual()
-    with serve(Can(**config)) as a, serve(Can(**config)) as b:
-        b.listen()
-        got: list[int] = []
+    made = Can(**config)
+    batches: list[dict[str, Any]] = []
+    put = Receiver._put
 
-        def read() -> None:
-            while len(got) < count and (msg := b.recv(10)) is not None:
-                got.append(msg.arbitration_id)
+    def putting(receiver: Receiver, item: dict[str, Any]) -> bool:
+        batches.append(item)
+        return put(receiver, item)
 
-        reader = threading.Thread(target=read)
-        reader.start()
-        began = time.monotonic()
+    monkeypatch.setattr(Receiver, "_put", putting)
+    with serve(made) as b, serve(Can(**config)) as a:
+        assert b.channel_info  # its bus is open
         a.send_many([standard(number & 0x7FF) for number in range(count)])
-        reader.join()
-        streamed = count / (time.monotonic() - began)
-        assert len(got) == count and b.dropped == 0
-        for _ in range(200):
-            a.send(standard(1))
-        began = time.monotonic()
-        for _ in range(200):
-            assert b.call("_recv_internal", 5)[0] is not None
-        called = 200 / (time.monotonic() - began)
-    print(f"{streamed:.0f} frames/s in batches, {called:.0f} frames/s by calls")
-    # A full classic bus at 1 Mbit/s has about 8000 of the shortest frames a second.
-    assert streamed > 3 * called
+        until(lambda: made._shared.backlog.end == count, 60)
+        got = [b.recv(60) for _ in range(count)]
+        assert [msg and msg.arbitration_id for msg in got] == [number & 0x7FF for number in range(count)]
+        assert b.dropped == 0
+    assert len(batches) * 50 < count
 
 
 # Waiting for frames (what plays use) --------------------------------------------------------------------------
@@ -523,3 +519,58 @@ def test_an_interface_is_never_told_to_send_by_two_threads_at_once(monkeypatch: 
         for task in tasks:
             task.stop()
     assert clashes == []
+
+
+def test_a_periodic_task_that_begins_as_the_session_ends_does_not_send_for_ever() -> None:
+    """A call is still in its thread when the driver is closed: nobody would ever stop what it starts."""
+    config = virtual()
+    driver = Can(**config)
+    driver.reset()
+    frame = CanMessage.construct(can.Message(arbitration_id=0x123, is_extended_id=False))
+    task = driver._send_periodic_internal(frame, 0.001, autostart=False)
+    driver.close()
+    for late in (lambda: driver._send_periodic_internal(frame, 0.001), lambda: driver._start_task(task)):
+        with pytest.raises((ConnectionError, ValueError)):
+            late()
+    assert not driver._shared.ready
+    assert not any(thread.name.startswith("can send 123 ") for thread in threading.enumerate())
+    driver.reset()
+    again = driver._send_periodic_internal(frame, 0.001)
+    assert driver._task_status(again)["running"]
+    driver.close()
+
+
+def test_tasks_end_and_begin_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that begins while all are being ended is either ended with them or does not begin."""
+    driver = Can(**virtual())
+    driver.reset()
+    frame = CanMessage.construct(can.Message(arbitration_id=0x124, is_extended_id=False))
+    closer = threading.Thread(target=driver.close)
+    start = CyclicSend.start
+
+    def start_while_closing(task: CyclicSend) -> None:
+        start(task)
+        closer.start()
+        closer.join(0.3)  # it must not get by while the task is not in the driver's list yet
+
+    monkeypatch.setattr(CyclicSend, "start", start_while_closing)
+    driver._send_periodic_internal(frame, 0.001)
+    closer.join(20)
+    assert not closer.is_alive()
+    assert not any(thread.name.startswith("can send 124 ") for thread in threading.enumerate())
+
+
+def test_a_frame_that_is_sent_as_the_session_ends_does_not_open_the_bus_again() -> None:
+    driver = Can(**virtual())
+    driver.reset()
+    frame = CanMessage.construct(can.Message(arbitration_id=0x125, is_extended_id=False))
+    driver.send(frame)
+    driver.close()
+    with pytest.raises(ConnectionError, match="the session has ended"):
+        driver.send(frame)
+    assert not driver._shared.ready
+    driver.reset()
+    driver.send(frame)
+    driver.shutdown()
+    driver.send(frame)  # another client's: the session goes on
+    driver.close()

@@ -20,6 +20,8 @@ from guest_machine import Guest
 
 from jumpstarter.common.exceptions import DriverError, DriverInvalidArgument
 
+pytestmark = pytest.mark.xdist_group("can-guest")  # one exporter in the guest for all
+
 DRIVER = "jumpstarter_driver_can.driver"
 
 
@@ -180,10 +182,16 @@ def test_our_iso_tp_in_python_talks_to_the_kernels(board: Board) -> None:
             link.send(message, send_timeout=20)
             receiver.wait(20)
             assert bytes.fromhex(receiver.stdout.decode()) == message
-        with board.guest.start(["isotpsend", *ids, board.classic]) as sender:
-            sender.write(" ".join(f"{byte:02X}" for byte in message) + "\n")
-            sender.close_stdin()
-            assert link.recv(block=True, timeout=20) == message
+        received = None
+        for _ in range(5):
+            # The kernel gives a receiver one second to ask for the rest; on a busy machine a program may need more.
+            with board.guest.start(["isotpsend", *ids, board.classic]) as sender:
+                sender.write(" ".join(f"{byte:02X}" for byte in message) + "\n")
+                sender.close_stdin()
+                received = link.recv(block=True, timeout=10)
+            if received is not None:
+                break
+        assert received == message, link.errors()
     finally:
         link.stop()
 

@@ -7,8 +7,11 @@ Against the kernel's implementation it is tested in test_can_guest.py.
 from __future__ import annotations
 
 import itertools
+import select
+import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import isotp
@@ -17,7 +20,8 @@ from click.testing import CliRunner
 
 from jumpstarter.common.exceptions import ConfigurationError, DriverError, DriverInvalidArgument
 from jumpstarter.common.utils import serve
-from jumpstarter_driver_can.common import IsoTpAddress, IsoTpAsymmetricAddress, IsoTpParams
+from jumpstarter_driver_can import isotp_socket
+from jumpstarter_driver_can.common import IsoTpAddress, IsoTpAsymmetricAddress, IsoTpMessage, IsoTpParams
 from jumpstarter_driver_can.driver import IsoTpPython, IsoTpSocket
 
 channels = itertools.count()
@@ -118,7 +122,7 @@ def test_a_failure_of_a_send_that_did_not_wait_is_in_the_errors() -> None:
 
 
 def test_timeouts_are_kept() -> None:
-    left, right = pair(blocking_send=True, rx_flowcontrol_timeout=5000)
+    left, right = pair(blocking_send=True, rx_flowcontrol_timeout=60_000)
     with serve(left) as a, serve(right) as b:
         a.start()
         began = time.monotonic()
@@ -129,7 +133,7 @@ def test_timeouts_are_kept() -> None:
         assert b.recv(block=True, timeout=0.2) is None
         with pytest.raises(DriverError, match="no answer within 0.3 s"):
             a.request(b"single", 0.3)
-        assert time.monotonic() - began < 4
+        assert time.monotonic() - began < 30
 
 
 def test_use_before_start_and_double_start_are_refused() -> None:
@@ -191,3 +195,36 @@ def test_the_next_session_finds_the_link_stopped_and_the_configured_address() ->
             a.available()
         a.start()
         assert left.address.get_tx_arbitration_id() == 1  # type: ignore[union-attr]
+
+
+def test_a_link_that_is_started_as_the_session_ends_does_not_stay() -> None:
+    """The call is still in its thread: nobody would ever stop what it starts."""
+    link, _ = pair()
+    sockets = IsoTpSocket(channel="can0", address=IsoTpAddress(txid=1, rxid=2))
+    for driver in (link, sockets):
+        driver.reset()
+        driver.close()
+        with pytest.raises(ConnectionError, match="the session has ended"):
+            driver.start()
+    link.reset()
+    link.start()
+    link.close()
+
+
+def test_a_socket_that_is_stopped_under_its_users_is_no_strange_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver: Any = IsoTpSocket(channel="can0", address=IsoTpAddress(txid=1, rxid=2))
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    look = select.select
+
+    def stopped_meanwhile(*arguments: Any) -> Any:
+        driver.end_link()
+        return look(*arguments)
+
+    with far:
+        driver._socket, driver._sender = near, ThreadPoolExecutor(1)
+        sender = driver._sender
+        monkeypatch.setattr(isotp_socket.select, "select", stopped_meanwhile)
+        assert driver.recv(True, 5).data is None
+        driver._socket, driver._sender = far, sender  # looked at just before they were stopped
+        with pytest.raises(ValueError, match="not started"):
+            driver.send(IsoTpMessage(data=b"x"))

@@ -44,8 +44,7 @@ def test_the_session_opens_the_adapter_with_the_configured_bitrate_and_closes_it
         bus.send(can.Message(arbitration_id=0x7FF, is_extended_id=False, is_remote_frame=True, dlc=3))
         adapter.wait_for(b"r7FF3")
         assert adapter.sent == [b"T1ABCDEF0101", b"r7FF3"]
-    adapter.wait_for(b"C")
-    assert adapter.open is False
+    adapter.wait_until_closed()
 
 
 def test_frames_sent_from_many_threads_do_not_mix_on_the_line(adapter: SlcanAdapter) -> None:

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from dut_lab import MAC, Lab, run, until
 
+from jumpstarter.common import commands
 from jumpstarter.common.exceptions import ConfigurationError, DriverError
 from jumpstarter_driver_dut_network.driver import DutNetwork
 
@@ -324,3 +326,40 @@ def test_tcpdump_cannot_be_made_to_do_something_else(args: list[str]) -> None:
     with pytest.raises(ValueError, match="tcpdump"):
         _tcpdump_arguments(args)
     assert _tcpdump_arguments(["-nn", "-c", "5", "port", "80"])
+
+
+def test_tcpdump_ends_with_whoever_looks_at_its_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Not some time later, by the garbage collector, when the loop that reaps it may be gone."""
+    ended: list[bool] = []
+
+    async def running(*_: Any, **__: Any) -> AsyncGenerator[tuple[bytes, bytes, int | None], None]:
+        try:
+            yield b"one packet\n", b"", None
+            yield b"another\n", b"", None
+        finally:
+            ended.append(True)
+
+    monkeypatch.setattr(commands, "stream_command", running)
+
+    async def test() -> None:
+        lines = DutNetwork(interface="dut0", enable_tcpdump=True, state_dir=str(tmp_path)).tcpdump()
+        assert await anext(lines) == "one packet"
+        await lines.aclose()
+        assert ended == [True]
+
+    asyncio.run(test())
+
+
+def test_a_call_that_is_under_way_as_the_session_ends_does_not_bring_the_network_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    net = DutNetwork(interface="dut0", state_dir=str(tmp_path))
+    renewed: list[bool] = []
+    monkeypatch.setattr(net, "_renew", lambda: renewed.append(True))
+    net.close()
+    for call in (net.get_nat_rules, lambda: net.add_dns_entry("late.example", "192.168.100.9")):
+        with pytest.raises(ConnectionError, match="taken down with the session"):
+            call()
+    assert renewed == []
+    net.reset()
+    assert renewed == [True]

@@ -146,25 +146,25 @@ def test_images_are_kept_by_content_up_to_the_limit(tmp_path: Path) -> None:
     cache = ImageCache(tmp_path, 3 << 20)
     content = random.Random(5).randbytes(1 << 20)
     packed = lzma.compress(content)
-    image = Intake(cache, options(source_size=len(packed)), lambda _: None).run([packed[:100], packed[100:]])
+    image = Intake(cache, options(source_size=len(packed))).run([packed[:100], packed[100:]])
     assert (image.compression, image.size, image.sha256) == ("xz", 1 << 20, hashlib.sha256(content).hexdigest())
     assert image.path.read_bytes() == packed and b"".join(bytes(one) for one in image.chunks()) == content
     assert image.stored_sha256 == hashlib.sha256(packed).hexdigest()
     assert cache.find(image.sha256) == image and cache.find("0" * 64) is None
 
-    again = Intake(cache, options(), lambda _: None).run([packed])
+    again = Intake(cache, options()).run([packed])
     with open(again.path, "r+b") as file:  # through a link in the HTTP server's folder, say
         file.write(packed[:6])
     assert cache.find(image.sha256) is None, "what was written to is not believed"
-    image = Intake(cache, options(), lambda _: None).run([packed])
+    image = Intake(cache, options()).run([packed])
     assert cache.find(image.sha256) == image
 
     kept = []
     for seed in range(3):
-        kept.append(Intake(cache, options(), lambda _: None).run([random.Random(seed).randbytes(1 << 20)]))
+        kept.append(Intake(cache, options()).run([random.Random(seed).randbytes(1 << 20)]))
     assert cache.find(image.sha256) is None, "the one that was not used for the longest time went"
     assert all(cache.find(one.sha256) for one in kept)
-    large = Intake(cache, options(), lambda _: None).run([random.Random(9).randbytes(5 << 20)])
+    large = Intake(cache, options()).run([random.Random(9).randbytes(5 << 20)])
     assert cache.find(large.sha256) == large and not any(cache.find(one.sha256) for one in kept)
 
 
@@ -183,5 +183,5 @@ def test_broken_image_is_refused_and_not_kept(
     tmp_path: Path, chunks: list[bytes], wanted: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(StorageRefused, match=message):
-        Intake(ImageCache(tmp_path, 1 << 20), options(**wanted), lambda _: None).run(chunks)
+        Intake(ImageCache(tmp_path, 1 << 20), options(**wanted)).run(chunks)
     assert not list((tmp_path / "images").iterdir())

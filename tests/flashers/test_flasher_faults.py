@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 import tarfile
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -17,16 +18,18 @@ import pytest
 from fake_registry import HostileRegistry, hostile_registry
 
 from jumpstarter.common.exceptions import ConfigurationError
+from jumpstarter_driver_flashers import bundle, driver, images, run_base
 from jumpstarter_driver_flashers.bundle import BundleStore
-from jumpstarter_driver_flashers.job import finish
+from jumpstarter_driver_flashers.job import end, finish
 from jumpstarter_driver_flashers.uboot_stage import BlockDevice, UbootStage
 from jumpstarter_driver_storage.errors import StorageRefused, TransferBroken
 from jumpstarter_driver_storage.feeder import Feeder
 from jumpstarter_driver_storage.flasher import feed
+from jumpstarter_driver_storage.job import FlashOptions
 from jumpstarter_driver_storage.oci import Reference, Registry, find_credentials
 from jumpstarter_driver_storage.oci_flash import OciFlasher, _Blob, _blob_stream
 from jumpstarter_driver_storage.operation import Operation
-from jumpstarter_driver_uboot.link import Result, UbootError
+from jumpstarter_driver_uboot.link import PromptLink, Result, UbootError
 
 
 @pytest.fixture
@@ -241,3 +244,193 @@ def test_block_size_is_never_guessed() -> None:
     with pytest.raises(UbootError, match="U-Boot does not tell the block size of scsi 0: is now current device"):
         asyncio.run(find("scsi 0", {"scsi dev 0": ["is now current device"]}))
     assert asyncio.run(find("mmc 0", {"mmc dev 0": ["mmc0 is current device"]})).block_size == 512
+
+
+# --- threads and tasks that somebody still waits for ---------------------------------------------------------------
+
+
+def test_an_image_is_not_swept_away_before_it_is_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another exporter with the same cache looks for left-overs between the making of a file and its lock."""
+    cache = images.ImageCache(tmp_path, 1 << 20)
+    lock = fcntl.flock
+    swept: list[str] = []
+
+    def late(fd: int, how: int) -> None:
+        if not swept and how == fcntl.LOCK_EX:
+            swept.extend(path.name for path in cache.folder.glob(".incoming-*"))
+            cache._sweep()
+        lock(fd, how)
+
+    monkeypatch.setattr(images.fcntl, "flock", late)
+    image = images.Intake(cache, FlashOptions()).run([b"image" * 1000])
+    assert len(swept) == 1
+    assert cache.find(image.sha256) is not None
+    assert not list(cache.folder.glob(".incoming-*"))
+
+
+@pytest.mark.parametrize("when", ["before it is opened", "before it is locked"])
+def test_a_bundle_is_not_swept_away_before_it_is_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    store = BundleStore(tmp_path)
+    store._folder.mkdir()
+    swept: list[Path] = []
+
+    def sweep(path: Path) -> None:
+        if not swept:
+            swept.append(path)
+            store._sweep()
+            assert not path.exists()
+
+    if when == "before it is opened":
+        make = bundle.tempfile.mkdtemp
+
+        def made(**arguments: Any) -> str:
+            path = make(**arguments)
+            sweep(Path(path))
+            return path
+
+        monkeypatch.setattr(bundle.tempfile, "mkdtemp", made)
+    else:
+        lock = fcntl.flock
+
+        def late(fd: int, how: int) -> None:
+            if how == fcntl.LOCK_EX:
+                sweep(Path(os.readlink(f"/proc/self/fd/{fd}")))
+            lock(fd, how)
+
+        monkeypatch.setattr(bundle.fcntl, "flock", late)
+    partial, held = store._new_partial()
+    try:
+        assert swept and partial.is_dir() and partial not in swept
+        store._sweep()
+        assert partial.is_dir()
+    finally:
+        os.close(held)
+
+
+def test_a_file_for_the_board_is_removed_also_when_its_thread_was_not_done_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, root = tmp_path / "kernel", tmp_path / "tftp"
+    source.write_bytes(b"kernel")
+    begun, go_on = threading.Event(), threading.Event()
+    copy = shutil.copyfile
+
+    def slow(*arguments: Any) -> None:
+        begun.set()
+        assert go_on.wait(20)
+        copy(*arguments)
+
+    monkeypatch.setattr(run_base.shutil, "copyfile", slow)
+    nothing: Any = None
+    run = run_base.RunBase(nothing, nothing, nothing, nothing, nothing)
+
+    async def placing() -> None:
+        try:
+            await run._place(root, source)
+        finally:
+            for path in run._placed:
+                path.unlink(missing_ok=True)
+
+    async def test() -> None:
+        task = asyncio.create_task(placing())
+        assert await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        for _ in range(10):
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(test())  # its end waits for the threads
+    assert list(root.iterdir()) == []
+
+
+def test_ending_a_task_goes_on_through_cancellations() -> None:
+    async def test() -> None:
+        leave = asyncio.Event()
+        left: list[bool] = []
+
+        async def board() -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await leave.wait()
+                left.append(True)
+
+        task = asyncio.create_task(board())
+        await asyncio.sleep(0)
+        ending = asyncio.create_task(end(task))
+        for _ in range(3):
+            await asyncio.sleep(0)
+            ending.cancel()
+        await asyncio.sleep(0)
+        assert not ending.done()
+        leave.set()
+        with pytest.raises(asyncio.CancelledError):
+            await ending
+        assert left == [True]
+
+    asyncio.run(test())
+
+
+def test_the_end_of_a_session_does_not_interrupt_the_leaving_of_a_board() -> None:
+    """A flash that was cancelled switches the board off; the session's end waits for that, and does not cancel it."""
+
+    async def test() -> None:
+        leave = asyncio.Event()
+        left: list[bool] = []
+
+        async def board() -> dict[str, Any]:
+            try:
+                await asyncio.get_running_loop().create_future()
+            finally:
+                await leave.wait()
+                left.append(True)
+            return {}
+
+        run = asyncio.create_task(board())
+        await asyncio.sleep(0)
+        run.cancel()
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(asyncio.to_thread(driver._end, run, 20.0))
+        while not run._callbacks:  # type: ignore[attr-defined]  # it waits
+            await asyncio.sleep(0.01)
+        leave.set()
+        await closing
+        assert left == [True]
+
+    asyncio.run(test())
+
+
+def test_a_cancellation_is_not_lost_when_the_prompt_comes_at_the_same_time() -> None:
+    class Console:
+        head = 0
+
+        async def wait_open(self, timeout: float) -> None:
+            return
+
+    class Link(PromptLink):
+        async def _press_keys(self) -> None:
+            try:
+                await asyncio.get_running_loop().create_future()
+            except asyncio.CancelledError:
+                caller.cancel()
+                await asyncio.sleep(0)
+                raise
+
+        async def _more(self, timeout: float | None) -> None:
+            await asyncio.sleep(0)
+            self._seen = b"=> "
+
+    async def test() -> None:
+        nonlocal caller
+        console: Any = Console()
+        writer: Any = None
+        caller = asyncio.create_task(Link(console, writer, "=>").interrupt(20))
+        with pytest.raises(asyncio.CancelledError):
+            await caller
+
+    caller: asyncio.Task[str | None]
+    asyncio.run(test())

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import termios
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,43 @@ def test_pins_lead_into_the_bootloader_and_are_released(pico: FakePico, tmp_path
         client.enter_bootloader()
         assert client.bootloader_info()["Board-ID"] == "RPI-RP2"
     assert low == {"bootsel": False, "run": False}
+
+
+@pytest.mark.parametrize("which", ["bootsel", "run"])
+def test_no_pin_stays_low_when_the_caller_leaves_while_it_is_being_pulled(
+    pico: FakePico, tmp_path: Path, which: str
+) -> None:
+    low: dict[str, bool] = {}
+    begun, go_on = threading.Event(), threading.Event()
+
+    @dataclass(kw_only=True)
+    class Slow(Pin):
+        pin: str
+
+        def on(self) -> None:
+            if self.pin == which:
+                begun.set()
+                assert go_on.wait(20)
+            self.low[self.pin] = True
+
+        def off(self) -> None:
+            self.low[self.pin] = False
+
+    children = {pin: Slow(pico=pico, low=low, pin=pin) for pin in ("bootsel", "run")}
+    made = driver(pico, tmp_path, children=children, gpio_reset_hold_seconds=0.01)
+
+    async def test() -> None:
+        task = asyncio.ensure_future(made.enter_bootloader())
+        assert await asyncio.to_thread(begun.wait, 20)
+        task.cancel()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(test())
+    assert low["bootsel"] is False and low.get("run", False) is False
 
 
 def test_a_board_that_does_not_come_is_an_error(pico: FakePico, image: Path, tmp_path: Path) -> None:

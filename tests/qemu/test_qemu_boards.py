@@ -74,8 +74,8 @@ def test_arm64_board_flashes_stops_in_uboot_and_boots_to_a_shell(
         wait_console(client, rb"root@virt-arm64", since=at, timeout=120)
         with client.console.pexpect() as console:
             console.send("cat /etc/jumpstarter-marker; uname -r\r")
-            console.expect_exact(facts["marker"], timeout=20)
-            console.expect_exact(facts["kernel"], timeout=20)
+            console.expect_exact(facts["marker"], timeout=60)
+            console.expect_exact(facts["kernel"], timeout=60)
             console.send("poweroff\r")
             wait_until(lambda: client.power.status() == "off", "off after poweroff", 60)
         wait_until(lambda: client.qemu.info()["why_off"] == "the guest powered itself off", "reason")

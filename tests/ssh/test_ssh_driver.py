@@ -355,3 +355,15 @@ def test_session_leaves_nothing_behind(server: SshServer, monkeypatch: pytest.Mo
     with serve(driver(server)) as client:
         assert run(client, "true")[0] == 0
     eventually(lambda: os.rmdir(folder))
+
+
+def test_an_agent_that_is_asked_for_as_the_session_ends_is_not_started() -> None:
+    """A call is still on its way to its thread: nobody would end what it starts."""
+    driver = SSHWrapper(children={"tcp": TcpNetwork(host="127.0.0.1", port=1)}, ssh_identity="hunter2")
+    driver.reset()
+    driver.close()
+    with pytest.raises(ConnectionError, match="ended with the session"):
+        driver._agent.start("hunter2")
+    driver.reset()
+    with pytest.raises(ValueError, match="ssh-add does not take it"):
+        driver._agent.start("hunter2")

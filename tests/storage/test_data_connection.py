@@ -249,7 +249,7 @@ def test_a_buffer_is_not_used_again_before_it_is_hashed(tmp_path: Path, monkeypa
     monkeypatch.setattr(digest, "hashlib", SimpleNamespace(sha256=SlowHash))
     checked = check("disk", Target.parse("disk", str(tmp_path / "disk")), "storage")
     options = FlashOptions(framing="sparse", verify=False)
-    report = FlashJob(checked, RecordStore(tmp_path / "records"), options, lambda event: None).run(Chunks())
+    report = FlashJob(checked, RecordStore(tmp_path / "records"), options).run(Chunks(), lambda event: None)
     assert (report.size, released) == (3 * MIB, 6)
 
 

@@ -60,6 +60,7 @@ class FakeTasmota:
     @contextmanager
     def connected(self, port: int) -> Iterator[FakeTasmota]:
         """Connected to the broker at this port of the loopback; leaves politely, so without its last will."""
+        self._listening.clear()  # of an earlier connection: a command that comes before the subscription is lost
         self.client.connect("127.0.0.1", port)
         self.client.loop_start()
         try:

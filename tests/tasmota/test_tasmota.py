@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from jumpstarter.common.utils import serve
 from jumpstarter_driver_power.client import PowerClient
 from jumpstarter_driver_power.common import PowerReading
 from jumpstarter_driver_tasmota.driver import TasmotaPower
+from jumpstarter_driver_tasmota.link import MqttLink
 
 
 def plug(broker: Mosquitto, topic: str, **config: Any) -> TasmotaPower:
@@ -264,3 +266,35 @@ def test_configuration_errors_are_found_at_construction(config: dict[str, Any], 
     base = {"host": "h", "cmnd_topic": "cmnd/a/POWER", "stat_topic": "stat/a/POWER"}
     with pytest.raises(ConfigurationError, match=says):
         TasmotaPower(**{**base, **config})
+
+
+def test_no_connection_is_left_of_a_call_that_connects_as_the_session_ends(
+    broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting, go_on = threading.Event(), threading.Event()
+    open_now = MqttLink.open
+
+    def slow(link: MqttLink) -> None:
+        connecting.set()
+        assert go_on.wait(20)
+        open_now(link)
+
+    monkeypatch.setattr(MqttLink, "open", slow)
+    with FakeTasmota("over").connected(broker.plain) as device, ThreadPoolExecutor() as pool:
+        driver = plug(broker, "over")
+        call = pool.submit(driver.on)
+        assert connecting.wait(20)
+        closing = pool.submit(driver.close)
+        with pytest.raises(TimeoutError):
+            closing.result(0.3)  # it waits for the connection, or nobody would ever end that
+        go_on.set()
+        closing.result(20)
+        call.exception(20)  # it may have got its answer just in time
+        assert driver._link is None
+        with pytest.raises(ConnectionError, match="the session has ended"):
+            driver.on()
+        before = len(device.commands)
+        driver.reset()
+        driver.on()
+        assert device.commands[before:] and driver.state() == "on"
+        driver.close()
