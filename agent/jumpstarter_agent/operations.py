@@ -7,7 +7,7 @@ import asyncio
 import datetime
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 from .errors import AgentError, as_agent_error
@@ -44,9 +44,17 @@ class BackgroundOperation:
         for queue in self._listeners:
             queue.put_nowait((event, data))
 
-    def start(self, work: Awaitable[dict[str, Any] | None]) -> None:
+    def start(self, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
         """Run `work` to its end, whatever becomes of the request that started it."""
         self._task = asyncio.create_task(self._run(work), name=f"operation {self.id}")
+
+        def never_begun(_: object) -> None:
+            # Cancelled before its first step: then nothing in it runs, its end must be told here.
+            if self.state == "running":
+                work.close()
+                self._end("canceled", AgentError("canceled", f"{self.host}: {self.op}: canceled"))
+
+        self._task.add_done_callback(never_begun)
 
     async def wait(self, on_event: Callable[[str, dict[str, Any]], Awaitable[None]]) -> None:
         """Return when the operation has ended, handing on its events until then."""
@@ -85,20 +93,21 @@ class BackgroundOperation:
             "error": self.error.as_dict() if self.error is not None else None,
         }
 
-    async def _run(self, work: Awaitable[dict[str, Any] | None]) -> None:
+    async def _run(self, work: Coroutine[Any, Any, dict[str, Any] | None]) -> None:
         try:
             self.result = await work
-            self.state = "succeeded"
         except asyncio.CancelledError:
-            self.error = AgentError("canceled", f"{self.host}: {self.op}: canceled")
-            self.state = "canceled"
+            self._end("canceled", AgentError("canceled", f"{self.host}: {self.op}: canceled"))
         except Exception as error:  # noqa: BLE001 - kept as the operation's error
-            self.error = as_agent_error(error)
-            self.state = "failed"
-        finally:
-            self._seconds = time.monotonic() - self._started
-            for queue in self._listeners:
-                queue.put_nowait(None)
+            self._end("failed", as_agent_error(error))
+        else:
+            self._end("succeeded", None)
+
+    def _end(self, state: str, error: AgentError | None) -> None:
+        self.state, self.error = state, error
+        self._seconds = time.monotonic() - self._started
+        for queue in self._listeners:
+            queue.put_nowait(None)
 
 
 class OperationTable:

@@ -9,6 +9,9 @@ from typing import Any, Protocol
 
 __all__ = ["ByteEnd", "pump", "relay"]
 
+LAST_BYTES_SECONDS = 2.0
+"""How long what a client sent before it hung up may take to be passed on."""
+
 
 class ByteEnd(Protocol):
     """One end of a relay."""
@@ -27,7 +30,7 @@ class ByteEnd(Protocol):
 
 
 async def relay(peer: ByteEnd, stream: Any) -> None:
-    """Copy until both directions have ended or the peer is gone; a half-close is passed on.
+    """Copy until both directions have ended or the peer is gone, and what it sent; a half-close is passed on.
 
     `stream` is an anyio byte stream (`AsyncNode.stream`). What the driver raises is raised here.
     """
@@ -40,16 +43,22 @@ async def pump(left: ByteEnd, right: ByteEnd) -> None:
 
 
 async def _both(copies: list[Coroutine[Any, Any, None]], ends: list[ByteEnd]) -> None:
-    """Run the copies until all have ended, one has failed (raised here), or one of the ends is gone."""
-    running = {asyncio.create_task(copy) for copy in copies}
-    watches = {asyncio.create_task(end.wait_gone()) for end in ends}
-    tasks = running | watches
+    """Run the copies until all have ended, one has failed (raised here), or one of the ends is gone.
+
+    The copies come in the order of the ends that they read.
+    """
+    reading = [asyncio.create_task(copy) for copy in copies]
+    watches = {asyncio.create_task(end.wait_gone()): copy for end, copy in zip(ends, reading, strict=False)}
+    running = set(reading)
+    tasks = running | watches.keys()
     try:
         while running:
-            done, _ = await asyncio.wait(running | watches, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(running | watches.keys(), return_when=asyncio.FIRST_COMPLETED)
             for task in done & running:
                 task.result()
-            if done & watches:
+            if gone := done & watches.keys():
+                # Nobody is left to be told how it ended.
+                await asyncio.wait([watches[watch] for watch in gone], timeout=LAST_BYTES_SECONDS)
                 return
             running -= done
     finally:

@@ -6,9 +6,11 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import anyio
@@ -58,11 +60,13 @@ class TracedPower(_Traced):
 
 @dataclass(kw_only=True)
 class SlowPower(TracedPower):
-    """A supply that takes its time, as one behind a slow network does."""
+    """A supply that takes its time, as one behind a slow network does: until there is a file TRACE.go."""
 
     @export
     def off(self) -> None:
-        threading.Event().wait(4)
+        go, deadline = Path(f"{self.trace}.go"), time.monotonic() + 60
+        while not go.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
         super().off()
 
 

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -70,6 +70,7 @@ def test_second_run_right_after_the_first_was_killed_waits_for_its_exporter(star
     first, second = start_agent(), start_agent()
     first.ask("power", board.host, state="on")
     first.process.kill()
+    first.process.wait()  # of an agent that is still dying the second run is told that it has the exporter
     assert second.ask("power", board.host, state="status")["state"] == "off"
 
 
@@ -84,13 +85,18 @@ def test_ten_hosts_at_once_do_not_disturb_each_other(
         assert [value["changed"] for value in values] == [True] * 9
         with pytest.raises(AgentFailure, match="missing.yaml"):
             failed.result()
-        started = time.monotonic()
-        list(pool.map(lambda board: agent.ask("call", board.host, driver="worker", method="work", args=[1]), boards))
-    assert time.monotonic() - started < 5, "nine calls of one second each run beside each other"
+    with ExitStack() as stack:
+        for board in boards:
+            stack.enter_context(agent.request("call", board.host, driver="worker", method="work", args=[600]))
+        for board in boards:
+            wait_until(lambda board=board: board.said("work started"), 60, "nine calls run beside each other")
+    for board in boards:
+        wait_until(lambda board=board: board.said("work cancelled"), 60, "call cancelled")
     assert len(agent.ask("ping")["hosts"]) == 9
     agent.playbook.kill()
-    wait_until(agent.gone, 5, "agent gone with nine exporters")
-    assert all(board.trace()[-1] == "off" for board in boards)
+    wait_until(agent.gone, 60, "agent gone with nine exporters")
+    # Nine exporters may take longer than the agent waits.
+    wait_until(lambda: all(board.trace()[-1] == "off" for board in boards), 60, "every device switched off")
 
 
 @pytest.mark.parametrize(
@@ -120,8 +126,8 @@ def test_bad_exporter_configuration_is_one_line_from_the_exporter(
 
 
 def test_lease_that_ran_out_is_an_error_until_it_is_taken_again(agent: RunningAgent, board: Board) -> None:
-    agent.ask("lease", board.host, duration="300ms")
-    wait_until(lambda: not agent.ask("lease_info", board.host)["leased"], 10, "lease over")
+    agent.ask("lease", board.host, duration="2s")
+    wait_until(lambda: not agent.ask("lease_info", board.host)["leased"], 60, "lease over")
     for _ in range(2):
         with pytest.raises(AgentFailure) as failure:
             agent.ask("power", board.host, state="on")
@@ -133,11 +139,12 @@ def test_lease_that_ran_out_is_an_error_until_it_is_taken_again(agent: RunningAg
 
 
 def test_end_of_the_lease_ends_a_running_call(agent: RunningAgent, board: Board) -> None:
-    agent.ask("lease", board.host, duration="1s")
+    # The lease and the call by one request: a lease that was taken before may be over when the call comes.
+    host = {**board.host, "lease": {"duration": "3s"}}
     with pytest.raises(AgentFailure) as failure:
-        agent.ask("call", board.host, driver="worker", method="work", args=[600])
+        agent.ask("call", host, driver="worker", method="work", args=[600])
     assert failure.value.code == "lease_lost"
-    wait_until(lambda: board.said("work cancelled"), 5, "driver call cancelled")
+    wait_until(lambda: board.said("work cancelled"), 60, "driver call cancelled")
 
 
 def test_asking_again_with_a_longer_duration_extends(agent: RunningAgent, board: Board) -> None:
@@ -172,8 +179,9 @@ def test_cancelled_acquisition_leaves_nothing(agent: RunningAgent, tmp_path: Pat
     path = write_config(tmp_path / "slow.yaml", {"slow": {"type": "agent_test_drivers.SlowStart", "config": config}})
     host = {"name": "slow", "reach": {"exporter_config": str(path)}}
     with agent.request("lease", host):
-        pid = int(wait_until(lambda: trace.exists() and trace.read_text().strip(), 20, "driver starting"))
-    wait_until(lambda: not process_alive(pid), 15, "exporter of the cancelled acquisition gone")
+        wait_until(lambda: trace.exists() and trace.read_text().endswith("\n"), 60, "driver starting")
+        pid = int(trace.read_text())
+    wait_until(lambda: not process_alive(pid), 60, "exporter of the cancelled acquisition gone")
     assert agent.ask("lease_info", host)["leased"] is False
 
 
@@ -186,7 +194,7 @@ def test_detached_lease_outlives_the_run_and_is_found_by_name(start_agent: Start
         assert "name: bench" in taken["lease"]["reattach"]
         first.ask("power", board.host, state="on")
         first.playbook.kill()
-        wait_until(first.gone, 5, "first agent gone")
+        wait_until(first.gone, 60, "first agent gone")
         assert board.trace()[-1] == "on", "a detached lease keeps the device on"
         second = start_agent()
         found = second.ask("lease", board.host, lifetime="detached", name="bench")
@@ -209,7 +217,7 @@ def test_detached_lease_outlives_the_run_and_is_found_by_name(start_agent: Start
     assert gone["changed"] is True
     assert board.trace()[-1] == "off"
     assert last.ask("lease", board.host, state="absent", name="bench")["changed"] is False
-    wait_until(lambda: not list(last.base.glob("d-*")), 5, "detached agent gone, and its lock file with it")
+    wait_until(lambda: not list(last.base.glob("d-*")), 60, "detached agent gone, and its lock file with it")
 
 
 def test_detached_lease_needs_a_name(agent: RunningAgent, board: Board) -> None:
@@ -221,7 +229,7 @@ def test_detached_agent_that_gets_no_lease_does_not_stay(agent: RunningAgent, tm
     host = {"name": "x", "reach": {"exporter_config": str(tmp_path / "missing.yaml")}}
     with pytest.raises(AgentFailure, match="missing.yaml"):
         agent.ask("lease", host, lifetime="detached", name="nothing")
-    wait_until(lambda: not list(agent.base.glob("d-*/agent.sock")), 5, "detached agent gone")
+    wait_until(lambda: not list(agent.base.glob("d-*/agent.sock")), 60, "detached agent gone")
 
 
 def test_failed_run_keeps_the_device_for_inspection(start_agent: Start, board: Board, make_board: MakeBoard) -> None:
@@ -236,7 +244,7 @@ def test_failed_run_keeps_the_device_for_inspection(start_agent: Start, board: B
     assert [held["host"] for held in end["held"]] == [board.name]
     assert "name: kept" in end["held"][0]["reattach"]
     first.playbook.kill()
-    wait_until(lambda: healthy.trace()[-1] == "off", 5, "the host that did not fail is given back")
+    wait_until(lambda: healthy.trace()[-1] == "off", 60, "the host that did not fail is given back")
     second = start_agent()
     found = second.ask("lease", board.host, lifetime="detached", name="kept")
     assert found["lease"]["reattached"] is True
@@ -244,7 +252,7 @@ def test_failed_run_keeps_the_device_for_inspection(start_agent: Start, board: B
     assert board.trace() == ["on"]
     second.ask("lease", board.host, state="absent")
     assert board.trace()[-1] == "off"
-    wait_until(lambda: first.process.poll() is not None, 5, "the agent that kept the device has ended")
+    wait_until(lambda: first.process.poll() is not None, 60, "the agent that kept the device has ended")
 
 
 def test_failed_operation_is_enough_where_no_callback_tells(start_agent: Start, board: Board) -> None:
@@ -254,7 +262,7 @@ def test_failed_operation_is_enough_where_no_callback_tells(start_agent: Start, 
     with pytest.raises(AgentFailure):
         first.ask("call", board.host, driver="worker", method="nope")
     first.playbook.kill()
-    wait_until(lambda: list(first.base.glob("d-*/agent.sock")), 5, "kept under its name")
+    wait_until(lambda: list(first.base.glob("d-*/agent.sock")), 60, "kept under its name")
     second = start_agent()
     assert second.ask("lease", board.host, lifetime="detached", name="kept")["lease"]["reattached"] is True
     assert board.trace() == ["on"]
@@ -265,4 +273,4 @@ def test_run_that_did_not_fail_keeps_nothing(agent: RunningAgent, board: Board) 
     agent.ask("lease", board.host, hold_on_failure="10m")
     assert agent.ask("recording", None, event="run_end", data={"failed": False})["held"] == []
     agent.playbook.kill()
-    wait_until(agent.gone, 5, "agent gone")
+    wait_until(agent.gone, 60, "agent gone")

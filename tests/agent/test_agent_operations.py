@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 from agent_harness import AgentFailure, Board, RunningAgent, wait_until
 
+from jumpstarter_agent.operations import BackgroundOperation
 from jumpstarter_agent.recording import Recording
 
 
@@ -138,8 +140,8 @@ def test_check_mode_calls_only_what_changes_nothing(agent: RunningAgent, board: 
 
 def test_hanging_up_cancels_the_driver_call(agent: RunningAgent, board: Board) -> None:
     with agent.request("call", board.host, driver="worker", method="work", args=[600]):
-        wait_until(lambda: board.said("work started"), 20, "call running")
-    wait_until(lambda: board.said("work cancelled"), 5, "driver call cancelled")
+        wait_until(lambda: board.said("work started"), 60, "call running")
+    wait_until(lambda: board.said("work cancelled"), 60, "driver call cancelled")
     assert agent.ask("call", board.host, driver="worker", method="add", args=[1])["value"] == 2
 
 
@@ -151,13 +153,13 @@ def test_background_work_is_watched_waited_for_and_cancelled(agent: RunningAgent
 
     long = start(600)
     assert long["state"] == "running"
-    wait_until(lambda: board.said("work started"), 20, "work running although its request is over")
+    wait_until(lambda: board.said("work started"), 60, "work running although its request is over")
     with pytest.raises(AgentFailure) as failure:
         agent.ask("operation", None, id=long["id"], state="wait", timeout="100ms")
     assert failure.value.code == "timeout"
     assert agent.ask("operation", None, id=long["id"], state="cancel", check=True)["changed"] is False
     assert agent.ask("operation", None, id=long["id"], state="cancel")["operation"]["state"] == "canceled"
-    wait_until(lambda: board.said("work cancelled"), 5, "driver call cancelled")
+    wait_until(lambda: board.said("work cancelled"), 60, "driver call cancelled")
     assert agent.ask("operation", None, id=long["id"], state="cancel")["changed"] is False
     with pytest.raises(AgentFailure, match=r"\[canceled\]"):
         agent.ask("operation", None, id=long["id"], state="wait")
@@ -168,6 +170,26 @@ def test_background_work_is_watched_waited_for_and_cancelled(agent: RunningAgent
         agent.ask("operation", None, id="nope")
 
 
+def test_work_that_is_cancelled_before_it_began_is_cancelled() -> None:
+    async def body() -> None:
+        ran: list[str] = []
+
+        async def work() -> None:
+            ran.append("begun")
+
+        async def keep(event: str, data: dict[str, Any]) -> None:
+            ran.append(event)
+
+        operation = BackgroundOperation("call-1", "call", "board-1")
+        operation.start(work())
+        async with asyncio.timeout(60):
+            await operation.cancel()
+            await operation.wait(keep)
+        assert (operation.state, operation.error and operation.error.code, ran) == ("canceled", "canceled", [])
+
+    asyncio.run(body())
+
+
 def test_stream_passes_bytes_and_half_close_both_ways(agent: RunningAgent, board: Board) -> None:
     with agent.request("stream", board.host, driver="worker") as stream:
         assert stream.answer() == {"driver": "worker", "method": "connect"}
@@ -176,7 +198,7 @@ def test_stream_passes_bytes_and_half_close_both_ways(agent: RunningAgent, board
         stream.socket.shutdown(socket.SHUT_WR)
         assert stream.socket.recv(100) == b"<eof>"
         assert stream.socket.recv(100) == b""
-    wait_until(lambda: board.said("stream closed"), 5, "driver stream closed")
+    wait_until(lambda: board.said("stream closed"), 60, "driver stream closed")
 
 
 def test_stream_of_a_client_that_vanishes_is_closed(agent: RunningAgent, board: Board) -> None:
@@ -185,7 +207,7 @@ def test_stream_of_a_client_that_vanishes_is_closed(agent: RunningAgent, board: 
         assert stream.socket.recv(5) == b"hello"
         stream.socket.shutdown(socket.SHUT_WR)
         assert not board.said("stream closed"), "who stops sending may still listen"
-    wait_until(lambda: board.said("stream closed"), 5, "driver stream closed")
+    wait_until(lambda: board.said("stream closed"), 60, "driver stream closed")
 
 
 def test_proxy_carries_stdin_and_stdout_without_importing_grpc(agent: RunningAgent, board: Board) -> None:
@@ -236,7 +258,7 @@ def test_forward_is_idempotent_and_ends_with_the_lease(agent: RunningAgent, boar
 
     def connect() -> socket.socket:
         client = socket.socket(socket.AF_INET if kind == "tcp" else socket.AF_UNIX)
-        client.settimeout(20)
+        client.settimeout(60)
         client.connect((first["host"], first["port"]) if kind == "tcp" else first["path"])
         return client
 
@@ -287,7 +309,7 @@ def test_recording_collects_what_happens_and_moves_to_the_report(
     value = agent.ask("recording", board.host, event="task", data={"task": "Switch on", "status": "changed"})
     assert value["recording_dirs"] == {board.name: str(report / board.name)}
     agent.playbook.kill()
-    wait_until(agent.gone, 5, "agent gone")
+    wait_until(agent.gone, 60, "agent gone")
     events = [json.loads(line) for line in (report / board.name / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events] == ["acquiring", "held", "operation", "task", "ended"]
     assert (events[2]["op"], events[2]["changed"]) == ("power", True)

@@ -145,4 +145,4 @@ def test_second_agent_in_the_same_directory_is_refused(agent: RunningAgent) -> N
     )
     assert run.returncode == 1
     assert "another agent serves this directory" in run.stderr
-    wait_until(lambda: agent.ask("ping"), 5, "first agent still there")
+    wait_until(lambda: agent.ask("ping"), 60, "first agent still there")

@@ -145,6 +145,26 @@ class NoisyConsole:
         await self.inner.aclose()
 
 
+class LosingConsole:
+    """A byte console that loses just these pieces of what is typed, each once, in this order."""
+
+    def __init__(self, inner: PtyConsole, *lost: bytes) -> None:
+        self.inner = inner
+        self.lost = list(lost)
+
+    def chunks(self) -> AsyncIterator[Chunk]:
+        return self.inner.chunks()
+
+    async def write(self, data: bytes) -> None:
+        if self.lost and self.lost[0] in data:
+            before, _, after = data.partition(self.lost.pop(0))
+            data = before + after
+        await self.inner.write(data)
+
+    async def aclose(self) -> None:
+        await self.inner.aclose()
+
+
 class ScriptedConsole:
     """A device that says what a test tells it to, and remembers what it was sent."""
 
@@ -247,6 +267,13 @@ async def _received(loop: asyncio.AbstractEventLoop, peer: socket.socket) -> byt
         return await loop.sock_recv(peer, 65536)
     except ConnectionResetError:
         return b""
+
+
+def pass_time(seconds: float) -> None:
+    """Let the event loop believe that so many seconds have passed: a time limit is over at once, and not before."""
+    loop = asyncio.get_running_loop()
+    time = loop.time
+    loop.time = lambda: time() + seconds  # type: ignore[method-assign]
 
 
 def shells() -> list[list[str]]:

@@ -97,6 +97,14 @@ def test_progress_bars_of_a_bootloader_are_no_shell(text: bytes) -> None:
     assert _fed(UBOOT, text).phase is Phase.BOOTLOADER
 
 
+@pytest.mark.parametrize("ends", [(b"# \x1b[6n",), (b"# ", b"\x1b[6n"), (b"# \x1b[", b"6n"), (b"\x1b[1m# \x1b[0m",)])
+def test_a_prompt_is_seen_whatever_the_terminal_is_told_behind_it(ends: tuple[bytes, ...]) -> None:
+    """busybox asks where the cursor is."""
+    tracker = _fed(UBOOT, KERNEL, b"\r\n", *ends)
+    assert tracker.phase is Phase.SHELL
+    assert tracker.prompt_seq == len(UBOOT + KERNEL) + 2 + sum(map(len, ends))
+
+
 def test_a_kernel_message_after_the_prompt_does_not_change_the_phase() -> None:
     tracker = _fed(UBOOT, KERNEL, SHELL, b"[   99.000000] usb 1-1: new device\r\n")
     assert (tracker.phase, tracker.prompt_seq) == (Phase.SHELL, -1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
@@ -153,9 +152,9 @@ def test_concurrent_methods_overlap(client: Any) -> None:
 @pytest.mark.parametrize("method", ["slow", "slow_async"])
 def test_cancellation_reaches_the_driver(client: Any, driver: EveryKind, method: str) -> None:
     future = client.portal.start_task_soon(lambda: client.call_async(method))
-    assert driver.started.wait(10)
+    assert driver.started.wait(60)
     future.cancel()
-    assert driver.seen_cancel.wait(10)
+    assert driver.seen_cancel.wait(60)
     assert client.call("echo", "free again") == "free again"
 
 
@@ -163,7 +162,7 @@ def test_a_plain_function_keeps_its_turn_until_it_returns_even_when_its_caller_l
     client: Any, driver: EveryKind
 ) -> None:
     future = client.portal.start_task_soon(lambda: client.call_async("slow"))
-    assert driver.started.wait(10)
+    assert driver.started.wait(60)
     future.cancel()
     client.call("echo")  # waits for its turn
     assert driver.seen_cancel.is_set()
@@ -178,9 +177,7 @@ def test_streamed_items_arrive_complete_and_in_order(client: Any, method: str, n
 def test_a_blocking_generator_holds_up_nobody(client: Any) -> None:
     items = client.streamingcall("blocking_generator")
     assert next(items) == "started"
-    started = time.monotonic()
-    assert client.call("echo_async", 1) == 1
-    assert time.monotonic() - started < 5
+    assert client.call("echo_async", 1) == 1  # waits for ever when it is held up
     items.close()
 
 
@@ -188,7 +185,7 @@ def test_closing_a_stream_of_items_ends_the_generator(client: Any, driver: Every
     items = client.streamingcall("blocking_generator")
     next(items)
     items.close()
-    assert driver.seen_cancel.wait(10)
+    assert driver.seen_cancel.wait(60)
 
 
 def test_items_before_an_error_arrive_and_then_the_error(client: Any) -> None:

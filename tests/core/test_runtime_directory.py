@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,17 +12,14 @@ import pytest
 from jumpstarter.common.runtime import runtime_directory
 
 
-def test_it_is_private_below_the_users_own_and_gone_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = Path("/tmp") / tmp_path.name[-20:]
-    base.mkdir(exist_ok=True)
-    try:
-        monkeypatch.setenv("XDG_RUNTIME_DIR", str(base))
+def test_it_is_private_below_the_users_own_and_gone_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Short, and of this test alone: another run of the tests may be under way.
+    with tempfile.TemporaryDirectory(prefix="jl-", dir="/tmp") as base:
+        monkeypatch.setenv("XDG_RUNTIME_DIR", base)
         with runtime_directory() as made:
-            assert made.parent == base
+            assert made.parent == Path(base)
             assert stat.S_IMODE(made.stat().st_mode) == 0o700
         assert not made.exists()
-    finally:
-        base.rmdir()
 
 
 @pytest.mark.parametrize("base", ["long", "missing"])

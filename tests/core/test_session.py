@@ -310,7 +310,7 @@ def test_the_exporter_process_serves_and_ends_with_its_lifeline(tmp_path: Path) 
                     await remote.node("power").call("on")
 
             run(body)
-            _, errors = child.communicate(timeout=20)  # closes the lifeline
+            _, errors = child.communicate(timeout=60)  # closes the lifeline
             assert child.returncode == 0, errors
             assert 'driver "power" switched off' in errors
             assert not socket.exists()

@@ -100,7 +100,7 @@ def test_a_resource_whose_client_vanishes_is_an_error_for_the_driver(client: Any
 
             async def cut() -> None:
                 await stream.send(b"z" * 100_000)
-                await anyio.to_thread.run_sync(driver.started.wait, 10)
+                await anyio.to_thread.run_sync(driver.started.wait, 60)
                 stream._call.cancel()
 
             tg.start_soon(cut)

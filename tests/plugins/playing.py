@@ -27,6 +27,7 @@ import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, int(signal.SIGKILL), 0, 0, 0)
 if os.getppid() != int(sys.argv[1]):
     os._exit(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # with nohup, a play would ignore it too: nothing would be tested
 os.execv(sys.argv[2], sys.argv[2:])
 """
 

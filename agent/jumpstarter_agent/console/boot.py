@@ -11,7 +11,7 @@ from typing import Any
 from .errors import ConsoleError, LoginFailed, UbootError, WrongPhase
 from .line import ConsoleLine, Watch
 from .phases import Phase, PhaseRecord
-from .prompts import log_in, probe, shell_answers
+from .prompts import log_in, probe, shell_answers, shows_a_reader
 from .settings import ConsoleSettings, Login
 
 GOALS = (Phase.BOOTLOADER, Phase.KERNEL, Phase.LOGIN, Phase.SHELL)
@@ -21,6 +21,7 @@ _PAST = {
 }
 _QUIET = 4.0  # seconds of silence after which a prompt of unknown shape is looked for
 _STUCK = 2.0  # seconds a bootloader may stand at its prompt in a boot that should go past it
+_REACTION = 1.0  # seconds in which something that reads the console shows that Enter was pressed
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +159,25 @@ class Boot:
             self._checked_prompt = -2
         elif now >= self._next_look and tracker.phase in (Phase.KERNEL, Phase.SHELL):
             self._next_look = now + 2 * _QUIET
-            if await shell_answers(line, watch, 1.0):
+            if await self._reacts(watch) and await shell_answers(line, watch, 1.0):
                 tracker.confirm(Phase.SHELL)
                 self._checked_prompt = -2
+
+    async def _reacts(self, watch: Watch) -> bool:
+        """Whether somebody reads the console: nothing longer than Enter is typed for a kernel that still starts.
+
+        Its serial driver would find a full FIFO, from which no interrupt ever comes (an emulated UART is deaf from
+        then on), or the end of a question, whose open quote would swallow what the shell is asked later.
+        """
+        ring, loop = self._line.ring, asyncio.get_running_loop()
+        since = ring.end
+        await self._line.write(b"\n")
+        end = loop.time() + _REACTION
+        while loop.time() < end:
+            watch.check()
+            if not await ring.changed(min(_REACTION / 4, end - loop.time())) and ring.end > since:
+                break
+        return shows_a_reader(ring.since(since))
 
     async def _leave_bootloader(self, now: float, by_power: bool) -> None:
         line = self._line

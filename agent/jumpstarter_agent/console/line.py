@@ -14,6 +14,9 @@ from .ring import Ring
 from .transcript import Transcript
 from .transport import ByteConsole
 
+INTERRUPT = b"\x11\x03"
+"""^Q, so that a console which a ^S (of somebody, or of a damaged byte) has stopped goes on, and ^C."""
+
 
 class Watch:
     """What must not happen while an operation waits: made at its begin, asked again and again by :meth:`check`."""
@@ -145,4 +148,4 @@ class ConsoleLine:
             self.transcript.note(f"console port {event}")
 
 
-__all__ = ["ConsoleLine", "Phase", "Watch"]
+__all__ = ["INTERRUPT", "ConsoleLine", "Phase", "Watch"]

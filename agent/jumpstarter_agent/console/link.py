@@ -25,6 +25,7 @@ _ACK_WITHIN = 25.0  # seconds after which a device that acknowledges nothing is 
 _REFUSALS = 40  # how often a request may arrive damaged
 _POLL_AFTER = 2.0  # times _ack_wait: silence before the last reply is asked for again; doubles up to the maximum
 _POLL_MAX = 60.0
+_GO_ON = b"\x11\n"  # ^Q: a damaged byte may have been a ^S. The program skips the line; what was half sent ends with it
 _SILENCE = 25.0  # seconds: how long a device may say nothing in an operation that ends by itself
 
 
@@ -166,10 +167,10 @@ class ShellLink:
                     f"{self.line.name}: the shell on the device does not answer (phase {self.line.tracker.phase})"
                 )
             if acked:
-                await self.line.write(b"?\n")
+                await self.line.write(_GO_ON + b"?\n")
             else:
                 # What has data behind it cannot be sent again; the answer to ? tells whether it was seen at all.
-                await self.line.write(b"\n" + frame + (b"" if patience is None else b"?\n"))
+                await self.line.write(_GO_ON + frame + (b"" if patience is None else b"?\n"))
             wait = min(wait * 2, _POLL_MAX if acked else _ACK_MAX)
             again_at = loop.time() + wait
 
@@ -252,7 +253,7 @@ class ShellLink:
         loop = asyncio.get_running_loop()
         for key in (b"\x03", b"\x03", b"\x1c"):
             self._pos = self.line.ring.end
-            await self.line.write(key + b"\n?\n")
+            await self.line.write(b"\x11" + key + b"\n?\n")
             deadline = loop.time() + 2.0
             while (line := await self._next_line(watch, deadline)) is not None:
                 match = self._frame.search(line)

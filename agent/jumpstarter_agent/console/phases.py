@@ -65,6 +65,7 @@ class PhasePatterns:
 
 
 _LONGEST_LINE = 4096
+_LONGEST_SEQUENCE = 16  # bytes of terminal control behind a prompt
 _PROMPT_ENDS = frozenset(b" :>#$%")
 
 _BANNER = re.compile(
@@ -153,8 +154,15 @@ class PhaseTracker:
             self._line += data
             if len(self._line) > _LONGEST_LINE:
                 del self._line[:-1024]
-        if self._line and self._line[-1] in _PROMPT_ENDS and not self.framed:
+        if not self.framed and self._ends_as_prompts_do():
             self._unfinished_line(end_seq)
+
+    def _ends_as_prompts_do(self) -> bool:
+        line = self._line
+        if line and line[-1] not in _PROMPT_ENDS and b"\x1b" in line[-_LONGEST_SEQUENCE:]:
+            # Behind its prompt busybox asks the terminal where the cursor is; others end a colour there.
+            line = bytearray(strip_ansi(bytes(line)))
+        return bool(line) and line[-1] in _PROMPT_ENDS
 
     def _whole_line(self, raw: bytes, end_seq: int) -> None:
         raw = raw.rstrip(b"\r")

@@ -11,7 +11,8 @@ import shlex
 from .checksum import digest
 from .device_shell import pieces, program, unpack_command
 from .errors import ConsoleTimeout, DeviceToolMissing
-from .line import ConsoleLine, Watch
+from .expect import Match
+from .line import INTERRUPT, ConsoleLine, Watch
 from .link import ShellLink
 
 _TOOLS = ("cksum", "md5sum", "sha256sum", "sha1sum")
@@ -25,11 +26,22 @@ async def answers(line: ConsoleLine, watch: Watch, timeout: float, *, prefix: st
 
     Returns the position after the answer, or None. ``prefix`` is a command to run before.
     """
-    nonce = secrets.token_hex(3)
+    found = await _answer(line, watch, timeout, secrets.token_hex(3), prefix)
+    return found.end_seq if found else None
+
+
+async def _answer(line: ConsoleLine, watch: Watch, timeout: float, nonce: str, prefix: str = "") -> Match | None:
     since = line.ring.end
     await line.write(f' {prefix}echo "@"p"{nonce}@"\n'.encode())
-    found = await line.expect(f"@p{nonce}@", since=since, timeout=timeout, guard=watch.check)
-    return found.end_seq if found else None
+    return await line.expect(f"@p{nonce}@", since=since, timeout=timeout, guard=watch.check)
+
+
+async def _is_quiet(line: ConsoleLine, watch: Watch, timeout: float, setup: str) -> bool:
+    """Whether the terminal does what it was told: what is typed does not come back. It is told once more."""
+    nonce = secrets.token_hex(3)
+    found = await _answer(line, watch, timeout, nonce, setup)
+    # Two marks of an echo, because one of them may arrive damaged.
+    return found is not None and nonce.encode() not in found.before and b"echo" not in found.before
 
 
 async def prepare(line: ConsoleLine, watch: Watch, *, quiet_kernel: bool = True, timeout: float = 60) -> ShellLink:
@@ -46,11 +58,16 @@ async def prepare(line: ConsoleLine, watch: Watch, *, quiet_kernel: bool = True,
         "stty -echo -ixon -ixoff -iexten isig icanon icrnl 2>/dev/null; stty susp undef 2>/dev/null;"
         " stty eof undef 2>/dev/null; unset HISTFILE TMOUT; "
     )
+    answered = False
     for patience in (1.5, 2.0, 3.0, 5.0, 8.0):
         if await answers(line, watch, min(patience, deadline - loop.time()), prefix=setup) is not None:
-            break
-        await line.write(b"\x03\n")
-    else:
+            answered = True
+            # A damaged stty does nothing at all, and the first byte that becomes a ^S would stop the console then. A
+            # device that has no stty is taken as it is.
+            if await _is_quiet(line, watch, min(patience, deadline - loop.time()), setup):
+                break
+        await line.write(INTERRUPT + b"\n")
+    if not answered:
         raise line.timeout_error("the preparation of the shell: no answer to echo", timeout)
     nonce = secrets.token_hex(2)
     scratch = await _make_scratch(line, watch, nonce, deadline)
@@ -85,7 +102,7 @@ async def _make_scratch(line: ConsoleLine, watch: Watch, nonce: str, deadline: f
         if found is None:
             if loop.time() >= deadline:
                 break
-            await line.write(b"\x03\n")
+            await line.write(INTERRUPT + b"\n")
             continue
         scratch = found.group(1).decode("utf-8", "replace")
         refusals += not scratch
@@ -117,7 +134,7 @@ async def _find_checksum(line: ConsoleLine, watch: Watch, nonce: str, deadline: 
         refusals += tool == "none"
         if refusals == 3:  # once may be a question that was damaged
             raise DeviceToolMissing(f"{line.name}: the device has none of {', '.join(_TOOLS)}")
-        await line.write(b"\x03\n")
+        await line.write(INTERRUPT + b"\n")
     raise line.timeout_error("the preparation of the shell: checksum tool", 60)
 
 
@@ -144,7 +161,7 @@ async def _upload_program(
         if loop.time() >= deadline:
             raise line.timeout_error("the preparation of the shell: upload of the device program", 60)
         # A damaged quote may have left the shell in the middle of a word: ^C.
-        await line.write(b"\x03\n")
+        await line.write(INTERRUPT + b"\n")
 
 
 def _said(text: str, tool: str) -> str:
@@ -179,7 +196,7 @@ async def _start(
             raise ConsoleTimeout(f"{line.name}: the device program does not start; last: {line.transcript.tail(3)}")
         # Perhaps it runs and its greeting was damaged: ^C makes it greet again.
         since = line.ring.end
-        await line.write(b"\x03")
+        await line.write(INTERRUPT)
         started = await line.expect(rf"@{nonce} I", since=since, timeout=1.0, guard=watch.check)
         if started is not None:
             return ShellLink(line, nonce, scratch, checksum, line.ring.end)

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 
+from .ansi import strip_ansi
 from .errors import LoginFailed
-from .line import ConsoleLine, Watch
+from .line import INTERRUPT, ConsoleLine, Watch
 from .phases import Phase
 from .settings import Login
 
 _PRESSES = 3
+_CONTINUES = re.compile(rb"(?:^|[\r\n])> ?$")  # the prompt of a shell in which a command has not ended
 
 
 async def next_prompt(line: ConsoleLine, watch: Watch, since: int, timeout: float) -> Phase | None:
@@ -30,13 +33,30 @@ async def shell_answers(line: ConsoleLine, watch: Watch, timeout: float) -> bool
 
     The question has arithmetic in it, so that neither its echo nor U-Boot gives the right answer.
     """
+    first = line.ring.end
+    nonces: list[str] = []
     for share in (0.4, 0.3, 0.3):  # question or answer may be damaged
-        nonce = secrets.token_hex(3)
+        nonces.append(secrets.token_hex(3))
         since = line.ring.end
-        await line.write(f' echo "@"p"{nonce}$((3*7))@"\n'.encode())
-        if await line.expect(f"@p{nonce}21@", since=since, timeout=timeout * share, guard=watch.check) is not None:
+        await line.write(f' echo "@"p"{nonces[-1]}$((3*7))@"\n'.encode())
+        # A slow device answers the question before when the next one has been asked already.
+        answer = f"@p(?:{'|'.join(nonces)})21@"
+        if await line.expect(answer, since=first, timeout=timeout * share, guard=watch.check) is not None:
             return True
+        if _CONTINUES.search(strip_ansi(line.ring.since(since))) is not None:
+            # A bracket or quote of the question was lost: whatever comes now would belong to it.
+            await line.write(INTERRUPT + b"\n")
     return False
+
+
+def shows_a_reader(said: bytes) -> bool:
+    """Whether what came after Enter is of somebody who reads the console: a prompt, or the echo of Enter alone.
+
+    A kernel that starts says whole lines.
+    """
+    text = strip_ansi(said)
+    last = text.rsplit(b"\n", 1)[-1].strip()
+    return bool(text) and (not text.strip() or (bool(last) and not last.startswith(b"[")))
 
 
 async def probe(line: ConsoleLine, watch: Watch, timeout: float) -> Phase:
@@ -52,6 +72,8 @@ async def probe(line: ConsoleLine, watch: Watch, timeout: float) -> Phase:
     await line.write(b"\r")
     if (found := await next_prompt(line, watch, since, timeout / 3)) is not None:
         return found
+    if before is Phase.KERNEL and not shows_a_reader(line.ring.since(since)):
+        return before  # nobody reads yet: what is typed now would only be in the way later
     if await shell_answers(line, watch, timeout / 3):
         tracker.confirm(Phase.SHELL)
         return Phase.SHELL
@@ -59,7 +81,7 @@ async def probe(line: ConsoleLine, watch: Watch, timeout: float) -> Phase:
         return before
     # A program of ours may have been left running by an agent that died: it reads requests, and ^C makes it speak.
     since = line.ring.end
-    await line.write(b"\x03")
+    await line.write(INTERRUPT)
     left = await line.expect(r"@[0-9a-f]{4} I", since=since, timeout=timeout / 3, guard=watch.check)
     if left is not None:
         await line.write(b"quit\n stty sane\n")

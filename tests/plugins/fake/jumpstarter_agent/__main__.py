@@ -84,7 +84,8 @@ def main() -> None:
 def accept(server: socket.socket, script: dict[str, Any]) -> None:
     while True:
         sock, _peer = server.accept()
-        threading.Thread(target=serve, args=(sock, script), daemon=True).start()
+        # No daemon: what hangs notes the end of the run before this process ends.
+        threading.Thread(target=serve, args=(sock, script)).start()
 
 
 main()
