@@ -146,7 +146,7 @@ async def _serving(config: ControllerConfig, role: Role, database: Database) -> 
             for _, target in services:
                 if isinstance(target, RouterControlService):
                     target.stop()
-            calls.stop()
+            await calls.stop()
             await stop_server(server, _GRACE)
 
 

@@ -28,7 +28,8 @@ from cryptography.x509.oid import NameOID
 
 BIN = Path(sys.executable).parent
 POWER = "jumpstarter_driver_power.driver.MockPower"
-TIMEOUT = 60
+#: Seconds; it only ends a hang.
+TIMEOUT = 120
 
 
 @dataclass

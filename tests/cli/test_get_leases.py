@@ -201,7 +201,7 @@ def test_a_lease_from_its_creation_to_its_end(cli: Cli, alice: Path, bob: Path, 
         "SELECTOR",
         "TAGS",
     ]
-    assert re.fullmatch(r"mine +ready +board-x +alice +\S+ \S+ +(59m 5\ds|1h) +board=x +team=ci", lines[1]), lines
+    assert re.fullmatch(r"mine +ready +board-x +alice +\S+ \S+ +(5\dm( \d+s)?|1h) +board=x +team=ci", lines[1]), lines
 
     (lease,) = data(cli, alice, "get", "leases")["leases"]
     assert (lease["state"], lease["exporter"], lease["client"], lease["duration"]) == ("ready", board, "alice", 3600)
@@ -228,13 +228,17 @@ def test_waiting_shows_the_place_in_the_queue_and_gives_up_cleanly(
     cli: Cli, alice: Path, bob: Path, board: str
 ) -> None:
     with leased(cli, alice, "-n", "board-x", "--duration", "10m"):
-        options = ["-l", "board=x", "--duration", "1h", "--wait", "--timeout", "1s"]
-        result = cli.jmp("create", "lease", *options, "--lease-id", "late", "--client-config", bob)
-        assert result.returncode == 1 and result.stdout == ""
+        for seconds in (1, 5, 25):  # the place may come too late on a machine that has much to do
+            name, options = f"late-{seconds}", ["-l", "board=x", "--duration", "1h", "--wait", "--timeout"]
+            result = cli.jmp("create", "lease", *options, f"{seconds}s", "--lease-id", name, "--client-config", bob)
+            assert result.returncode == 1 and result.stdout == ""
+            assert data(cli, bob, "get", "leases", name)["leases"][0]["state"] == "ended"
+            if "place" in result.stderr:
+                break
         first, last = result.stderr.splitlines()
-        assert first.startswith("lease late waits: place 1 of 1 in the queue"), result
-        assert last == "Error: lease late: not granted within 1s (place 1 of 1 in the queue); it was given back"
-        assert data(cli, bob, "get", "leases", "late")["leases"][0]["state"] == "ended"
+        assert first.startswith(f"lease {name} waits: place 1 of 1 in the queue"), result
+        told = f"not granted within {seconds}s (place 1 of 1 in the queue); it was given back"
+        assert last == f"Error: lease {name}: {told}"
 
 
 def test_a_waiting_lease_is_granted_when_its_turn_comes(cli: Cli, alice: Path, bob: Path, board: str) -> None:

@@ -168,7 +168,7 @@ def test_signals_are_passed_on_and_the_command_cleans_up(cli: Cli, odd: Path, nu
 def test_a_killed_j_takes_its_command_along(cli: Cli, odd: Path) -> None:
     with waiting(cli, odd) as (_, pid):
         os.kill(pid, signal.SIGKILL)
-        eventually(lambda: assert_in("cleaned", cli.directory / "out"), timeout=20)
+        eventually(lambda: assert_in("cleaned", cli.directory / "out"), timeout=TIMEOUT)
 
 
 def test_a_lost_warm_process_is_said(cli: Cli, odd: Path) -> None:
@@ -263,7 +263,7 @@ def test_another_user_is_not_served(monkeypatch: pytest.MonkeyPatch) -> None:
             reading, writing = os.pipe()
             server = module._Server(listener, reading)
             monkeypatch.setattr(os, "getuid", lambda: 12345)  # who we are is not who connects
-            peer.settimeout(10)
+            peer.settimeout(TIMEOUT)
             peer.connect(f"{name}/j.sock")
             server._accept()
             assert peer.recv(1) == b"" and not server._commands

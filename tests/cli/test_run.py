@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from cli_harness import Authority, Cli, only_error, secret_file
+from cli_harness import TIMEOUT, Authority, Cli, only_error, secret_file
 
 LOCAL = ["--tls-grpc-listener", "127.0.0.1:0"]
 INSECURE = [*LOCAL, "--tls-grpc-insecure"]
@@ -219,7 +219,7 @@ def test_a_secret_in_argv_and_clear_text_are_warned_about(cli: Cli) -> None:
 def test_systemd_is_told(cli: Cli, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(str(tmp_path / "notify"))
-        receiver.settimeout(30)
+        receiver.settimeout(TIMEOUT)
         env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
         with cli.exporter("--exporter-config", cli.config(), *INSECURE, env=env):
             assert receiver.recv(1000).startswith(b"READY=1\n")

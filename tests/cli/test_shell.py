@@ -198,7 +198,7 @@ def test_whatever_ends_the_shell_nothing_is_left(cli: Cli, number: int) -> None:
         process.wait()
     if number == signal.SIGKILL:
         os.kill(pid, signal.SIGKILL)  # nobody can end the command for a jmp that was killed
-        eventually(lambda: assert_processes_gone(cli), timeout=20)
+        eventually(lambda: assert_processes_gone(cli), timeout=TIMEOUT)
     else:
         assert code == 128 + number
         assert not alive(pid)

@@ -9,10 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_harness import Cli, only_error
+from cli_harness import TIMEOUT, Cli, only_error
 from shell_lab import ShellLab, alive, gone, processes_of, shell_lab, variables
-
-from jumpstarter_testing import eventually
 
 #: Says its process id, and goes on until it is ended.
 ENDLESS = ["sh", "-c", 'echo "pid $$"; exec sleep 600']
@@ -107,8 +105,12 @@ def test_waiting_shows_the_queue_and_ends_in_time_or_by_ctrl_c(lab: ShellLab) ->
             second.process.send_signal(signal.SIGINT)
             assert second.wait() == 2 and second.lines[-1] == "Cancelled."
             assert len(lab.leases()) == 1
-        timeout = lab.shell("-l", "board=x", "--acquisition-timeout", "5", "--", "true", client="bob")
-        assert timeout.returncode == 1 and "within 5 s: place 1 of 1 in the queue" in timeout.stderr
+        for seconds in (5, 40):  # the place may come too late on a machine that has much to do
+            timeout = lab.shell("-l", "board=x", "--acquisition-timeout", str(seconds), "--", "true", client="bob")
+            assert timeout.returncode == 1
+            if "place" in timeout.stderr:
+                break
+        assert f"within {seconds} s: place 1 of 1 in the queue" in timeout.stderr
         with lab.started("-l", "board=x", "--", "sh", "-c", "echo mine", client="carol") as third:
             third.wait_for("place 1 of 1 in the queue")
             first.process.send_signal(signal.SIGTERM)
@@ -124,7 +126,7 @@ def test_whatever_ends_the_shell_the_lease_is_given_back(lab: ShellLab, number: 
     with lab.started("-l", "board=x", "--", *ENDLESS) as shell:
         pid = int(shell.wait_for("^pid ").split()[1])
         shell.process.send_signal(number)
-        code = shell.process.wait(60)
+        code = shell.process.wait(TIMEOUT)
         if number == signal.SIGKILL:
             os.kill(pid, signal.SIGKILL)  # nobody can end the command for a jmp that was killed
         else:
@@ -139,7 +141,7 @@ def test_whatever_ends_the_shell_the_lease_is_given_back(lab: ShellLab, number: 
 def test_a_lost_lease_ends_the_command(lab: ShellLab, how: str) -> None:
     lab.exporter()
     lab.client("bob")
-    with lab.started("-l", "board=x", "--duration", "4s" if how == "expired" else "1h", "--", *ENDLESS) as shell:
+    with lab.started("-l", "board=x", "--duration", "1h", "--", *ENDLESS) as shell:
         pid = int(shell.wait_for("^pid ").split()[1])
         lease = lab.leases()[0]
         if how == "released":
@@ -147,6 +149,7 @@ def test_a_lost_lease_ends_the_command(lab: ShellLab, how: str) -> None:
         elif how == "transferred":
             lab.config().update_lease(lease.name, client="bob")
         else:
+            lab.config().update_lease(lease.name, duration=lease.elapsed + 10)
             shell.wait_for(f"Warning: lease {lease.name} ends in ")
         shell.wait_for(f"Error: lease {lease.name} (has ended|was transferred to client bob)")
         assert shell.wait() == 75
@@ -207,6 +210,5 @@ def test_an_exporter_that_does_not_answer_is_leased_again(lab: ShellLab) -> None
     dead = lab.exporter("a-board")
     dead.process.kill()
     lab.exporter("b-board")
-    eventually(lambda: lab.is_available("b-board"))
-    result = lab.shell("-l", "board=x", "--dial-timeout", "2", "--", "sh", "-c", "echo $JMP_EXPORTER")
+    result = lab.shell("-l", "board=x", "--dial-timeout", "5", "--", "sh", "-c", "echo $JMP_EXPORTER")
     assert (result.returncode, result.stdout) == (0, "b-board\n"), result

@@ -23,6 +23,7 @@ from jumpstarter.exporter.server import UnixListener, serve_session
 from jumpstarter.exporter.session import Session
 from jumpstarter.streams.sockets import connect_unix
 from jumpstarter.streams.tunnel import bridge_tunnel
+from jumpstarter_controller.server import RunningController
 from jumpstarter_driver_composite.driver import Composite
 from jumpstarter_driver_network.driver import EchoNetwork
 from jumpstarter_driver_power.driver import MockPower
@@ -126,6 +127,7 @@ class Room:
 
     def __init__(self, lab: LabFiles, folder: Path, stack: AsyncExitStack) -> None:
         self.lab = lab
+        self.running: RunningController | None = None
         self.boards: list[Board] = []
         self._folder = folder
         self._stack = stack
@@ -139,6 +141,13 @@ class Room:
         self._stack.push_async_callback(board.close)
         await board.start(serve=serve)
         return board
+
+    async def turn_clock(self, seconds: float) -> None:
+        """Turn the controller's clock forward; whatever is due then happens."""
+        assert self.running is not None
+        clock = self.running.database.clock
+        self.running.database.clock = lambda: clock() + seconds
+        await self.running.lab.change(lambda tx: None)
 
     def config(self, name: str, *options: str) -> ClientConfigV1Alpha1:
         """The configuration of a client, which is made, with these options, when it is new."""
@@ -154,9 +163,9 @@ class Room:
 async def room(lab: LabFiles, tmp_path: Path, *, boards: int = 1, serve: bool = True) -> AsyncIterator[Room]:
     """A controller in this process (unless the test serves one itself), and boards."""
     async with AsyncExitStack() as stack:
-        if serve:
-            await stack.enter_async_context(controller(lab))
         found = Room(lab, tmp_path, stack)
+        if serve:
+            found.running = await stack.enter_async_context(controller(lab))
         for _ in range(boards):
             await found.add_board()
         yield found
@@ -164,6 +173,6 @@ async def room(lab: LabFiles, tmp_path: Path, *, boards: int = 1, serve: bool = 
 
 async def until(condition: Callable[[], Any]) -> None:
     """Wait for something that is true."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.01)

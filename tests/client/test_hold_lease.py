@@ -22,10 +22,10 @@ from jumpstarter.client.lease import hold_lease
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.exceptions import AuthenticationError, LeaseError
 
-WISH = LeaseWish(selector="board=x", duration=60)
+WISH = LeaseWish(selector="board=x", duration=600)
 
 
-def run(body: Callable[[], Coroutine[Any, Any, None]], seconds: float = 60) -> None:
+def run(body: Callable[[], Coroutine[Any, Any, None]], seconds: float = 240) -> None:
     async def limited() -> None:
         async with asyncio.timeout(seconds):
             await body()
@@ -34,7 +34,7 @@ def run(body: Callable[[], Coroutine[Any, Any, None]], seconds: float = 60) -> N
 
 
 async def lost(held: Any) -> str:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return str(await asyncio.shield(held.lost))
 
 
@@ -54,7 +54,7 @@ def test_an_exporter_is_leased_used_and_given_back(lab: LabFiles, tmp_path: Path
             states: list[LeaseState] = []
             async with hold_lease(alice, WISH, on_state=states.append) as held:
                 assert held.info.exporter == "e0" and held.info.client == "alice"
-                assert 50 < (held.time_left or 0) <= 60
+                assert 500 < (held.time_left or 0) <= 600
                 async with held.serve_unix(tmp_path / "s") as path:
                     async with connect(path) as session:
                         await session.node("power").call("on")
@@ -127,9 +127,13 @@ def test_giving_up_says_what_it_waited_for_and_leaves_no_lease(lab: LabFiles, tm
         async with room(lab, tmp_path) as place:
             alice, bob = await place.client("alice"), await place.client("bob")
             async with hold_lease(alice, WISH):
-                error = await fail(bob, WISH, acquisition_timeout=0.5)
-                assert error.code == "DEADLINE_EXCEEDED" and error.state == "pending"
-                assert '"board=x" within 0.5 s: place 1 of 1 in the queue: ' in str(error)
+                for timeout in (0.5, 4, 32):  # the controller may be too slow to tell the place in time
+                    error = await fail(bob, WISH, acquisition_timeout=timeout)
+                    assert error.code == "DEADLINE_EXCEEDED"
+                    if "place" in str(error):
+                        break
+                assert error.state == "pending"
+                assert f'"board=x" within {timeout:g} s: place 1 of 1 in the queue: ' in str(error)
                 assert [lease.client for lease in await bob.list_leases()] == ["alice"]
 
     run(body)
@@ -214,11 +218,20 @@ def test_an_existing_lease_is_used_and_kept(lab: LabFiles, tmp_path: Path) -> No
     async def body() -> None:
         async with room(lab, tmp_path) as place:
             alice = await place.client("alice")
-            made = await alice.create_lease(LeaseWish(selector="board=x", duration=60, heartbeat=1))
+            made = await alice.create_lease(LeaseWish(selector="board=x", duration=600, heartbeat=4))
+            beats: list[float] = []
+            beat = alice.heartbeat
+
+            async def counted(name: str) -> float:
+                within = await beat(name)
+                beats.append(asyncio.get_running_loop().time())
+                return within
+
+            alice.heartbeat = counted  # type: ignore[method-assign]
             async with hold_lease(alice, made.name) as held:
                 assert not held.own
-                # It was made with a heartbeat, and who holds it keeps it alive.
-                await asyncio.sleep(2.5)
+                # It was made with a heartbeat, and who holds it keeps it alive for longer than it may be silent.
+                await until(lambda: beats and beats[-1] - beats[0] > 5)
                 async with held.serve_unix(tmp_path / "s") as path, connect(path) as session:
                     assert session.name == "e0"
             assert (await alice.get_lease(made.name)).state == "ready"
@@ -255,9 +268,10 @@ def test_a_loss_is_noticed_at_once(lab: LabFiles, tmp_path: Path, how: str, reas
         async with room(lab, tmp_path) as place:
             alice = await place.client("alice")
             await place.client("bob")
-            duration = 1.0 if how == "expire" else 60.0
-            async with hold_lease(alice, LeaseWish(selector="board=x", duration=duration)) as held:
-                if how == "release":
+            async with hold_lease(alice, WISH) as held:
+                if how == "expire":
+                    await held.extend(0.5)
+                elif how == "release":
                     await alice.delete_lease(held.name)
                 elif how == "transfer":
                     await alice.update_lease(held.name, client="bob")
@@ -274,9 +288,9 @@ def test_extending_moves_the_end(lab: LabFiles, tmp_path: Path) -> None:
     async def body() -> None:
         async with room(lab, tmp_path) as place:
             alice = await place.client("alice")
-            async with hold_lease(alice, LeaseWish(selector="board=x", duration=30)) as held:
-                await held.extend(100)
-                assert 98 < (held.time_left or 0) <= 100
+            async with hold_lease(alice, LeaseWish(selector="board=x", duration=300)) as held:
+                await held.extend(1000)
+                assert 900 < (held.time_left or 0) <= 1000
                 await held.extend(1)
                 assert "expired" in await lost(held)
 
@@ -284,8 +298,8 @@ def test_extending_moves_the_end(lab: LabFiles, tmp_path: Path) -> None:
 
 
 def test_a_lease_without_duration_is_renewed(lab: LabFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeping, "_SHORT", 4.0)
-    monkeypatch.setattr(keeping, "_GUARDED", 4.0)
+    monkeypatch.setattr(keeping, "_SHORT", 8.0)
+    monkeypatch.setattr(keeping, "_GUARDED", 8.0)
     monkeypatch.setattr(keeping, "_LEAST_GAIN", 0.2)
 
     async def body() -> None:
@@ -293,13 +307,12 @@ def test_a_lease_without_duration_is_renewed(lab: LabFiles, tmp_path: Path, monk
             alice = await place.client("alice")
             async with hold_lease(alice, LeaseWish(selector="board=x")) as held:
                 assert held.time_left is None
-                await until(lambda: (held.info.duration or 0) > 7)
+                await until(lambda: (held.info.duration or 0) > 12)  # after two renewals
                 assert not held.lost.done()
-            async with hold_lease(alice, LeaseWish(selector="board=x", duration=3, heartbeat=0)) as held:
-                assert (held.info.duration or 9) <= 3
-                began = asyncio.get_running_loop().time()
+            async with hold_lease(alice, LeaseWish(selector="board=x", duration=5, heartbeat=0)) as held:
+                assert (held.info.duration or 9) <= 5
                 assert "expired" in await lost(held)
-                assert 2.5 < asyncio.get_running_loop().time() - began < 4.5
+            assert 4.9 < ((await alice.get_lease(held.name)).duration or 9) <= 5  # no renewal goes beyond what it may
 
     run(body)
 
@@ -307,7 +320,7 @@ def test_a_lease_without_duration_is_renewed(lab: LabFiles, tmp_path: Path, monk
 def test_renewals_go_as_far_as_they_may_and_tell(
     lab: LabFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(keeping, "_SHORT", 1.0)
+    monkeypatch.setattr(keeping, "_SHORT", 10.0)
     monkeypatch.setattr(keeping, "_GUARDED", 100.0)
     monkeypatch.setattr(keeping, "_LEAST_GAIN", 1.0)
 
@@ -325,7 +338,7 @@ def test_renewals_go_as_far_as_they_may_and_tell(
             with caplog.at_level(logging.WARNING):
                 async with hold_lease(alice, LeaseWish(selector="board=x")) as held:
                     await until(lambda: "cannot be renewed further" in caplog.text)
-                    assert 20 < (held.time_left or 0) <= 30
+                    assert 15 < (held.time_left or 0) <= 30  # longer than the 10 s of the beginning
 
     run(body)
 
@@ -337,7 +350,7 @@ def test_a_controller_of_0_9_is_polled_and_its_short_leases_renewed(
         pass
 
     monkeypatch.setattr(ControllerClient, "learn", knows_nothing)
-    monkeypatch.setattr(keeping, "_SHORT", 4.0)
+    monkeypatch.setattr(keeping, "_SHORT", 8.0)
     monkeypatch.setattr(keeping, "_LEAST_GAIN", 0.2)
 
     async def body() -> None:
@@ -351,9 +364,9 @@ def test_a_controller_of_0_9_is_polled_and_its_short_leases_renewed(
                     pass
 
             async with hold_lease(alice, LeaseWish(selector="board=x", duration=600)) as held:
-                assert held.info.duration == 4
+                assert held.info.duration == 8
                 waiting = asyncio.create_task(wait())
-                await until(lambda: (held.info.duration or 0) > 7)
+                await until(lambda: states and (held.info.duration or 0) > 12)
                 assert not held.lost.done() and states[-1].lease.state == "pending"
             await waiting
             async with hold_lease(alice, LeaseWish(selector="board=x", duration=600)) as held:
@@ -406,7 +419,7 @@ def test_a_controller_that_cannot_be_verified_is_not_used(lab: LabFiles, tmp_pat
 
 def test_a_lease_that_is_taken_away_is_announced_before(tmp_path: Path) -> None:
     """Spot leases, for which a policy allows no better, make room for others."""
-    lab = LabFiles.make(tmp_path / "lab", leases={"spotGrace": "1s"})
+    lab = LabFiles.make(tmp_path / "lab", leases={"spotGrace": "20s"})
 
     async def body() -> None:
         async with room(lab, tmp_path) as place:
@@ -418,9 +431,16 @@ def test_a_lease_that_is_taken_away_is_announced_before(tmp_path: Path) -> None:
             states: list[LeaseState] = []
             async with hold_lease(guest, WISH, on_state=states.append) as held:
                 assert held.state.spot
-                async with hold_lease(member, WISH):
-                    assert "has ended" in await lost(held)
-                assert any(state.preempted_at is not None and not state.ended for state in states)
+                waiting = asyncio.create_task(_hold_and_give_back(member))
+                await until(lambda: any(state.preempted_at is not None and not state.ended for state in states))
+                await place.turn_clock(21)  # the time it is given is over when everybody has heard of it
+                assert "has ended" in await lost(held)
+                await waiting
                 assert held.info.reason == "Preempted"
 
     run(body)
+
+
+async def _hold_and_give_back(controller: ControllerClient) -> None:
+    async with hold_lease(controller, WISH):
+        pass

@@ -8,6 +8,7 @@ import hashlib
 import os
 import socket
 from base64 import b64encode
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from test_hold_lease import WISH, run
 
 from jumpstarter.client.aio import connect
 from jumpstarter.client.lease import hold_lease
+from jumpstarter.client.records import LeaseState
 from jumpstarter.common.enums import ExporterStatus
 from jumpstarter.common.exceptions import (
     ConnectionError,
@@ -87,7 +89,7 @@ def test_big_transfers_in_both_directions_end_one_after_the_other(lab: LabFiles,
                 # The other direction lives on after the end of the first one.
                 back, returned = await asyncio.gather(_send(far, 96 * MEBIBYTE), _receive(near))
                 assert back == returned, bridges
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await asyncio.gather(*bridges)
 
     run(body)
@@ -103,14 +105,14 @@ def test_a_side_that_breaks_off_is_no_end_of_data(lab: LabFiles, tmp_path: Path)
                 await near.send(b"half of it")
                 assert await far.receive() == b"half of it"
                 bridges[0].cancel()  # as if its process was killed
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     with pytest.raises(ConnectionError, match="router"):
                         await bridges[1]
                 near, far, bridges = await _pair(place, held.name)
                 await near.send(b"x")
                 assert await far.receive() == b"x"
                 await alice.delete_lease(held.name)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     for bridge in bridges:
                         with pytest.raises(ConnectionError, match=f"lease {held.name} "):
                             await bridge
@@ -178,7 +180,7 @@ def test_the_socket_is_ready_when_the_hook_is_done(lab: LabFiles, tmp_path: Path
                 await until(lambda: board.tunnels)
                 assert not entering.done()
                 go.set()
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     await entering
                 assert held.socket is not None and held.socket.warning == "the fan is loud"
                 await served.__aexit__(None, None, None)
@@ -186,8 +188,8 @@ def test_the_socket_is_ready_when_the_hook_is_done(lab: LabFiles, tmp_path: Path
     run(body)
 
 
-@pytest.mark.parametrize("released", [False, True])
-def test_a_hook_that_fails_is_told(lab: LabFiles, tmp_path: Path, released: bool) -> None:
+@pytest.mark.parametrize("released", ["not", "released", "released and noticed late"])
+def test_a_hook_that_fails_is_told(lab: LabFiles, tmp_path: Path, released: str) -> None:
     async def body() -> None:
         async with room(lab, tmp_path) as place:
             alice, board = await place.client("alice"), place.boards[0]
@@ -196,13 +198,22 @@ def test_a_hook_that_fails_is_told(lab: LabFiles, tmp_path: Path, released: bool
                 failed = ExporterStatus.BEFORE_LEASE_HOOK_FAILED
                 await board.set_status(ExporterStatus.BEFORE_LEASE_HOOK)
                 await until(lambda: board.tunnels)
-                if released:  # the exporter ends the lease before we have asked
+                if released != "not":  # the exporter ends the lease before we have asked
                     board.linger = asyncio.Event()
                     await board.peer.status(failed, message="no power", release_lease=True)
                 else:
                     await board.set_status(failed, "no power")
 
-            board.hook = hook
+            async def late(name: str) -> AsyncGenerator[LeaseState, None]:
+                """Those who dial learn of the end before."""
+                async for state in watch(name):
+                    if state.ended:
+                        await asyncio.sleep(1.5)
+                    yield state
+
+            board.hook, watch = hook, alice.watch_lease
+            if "late" in released:
+                alice.watch_lease = late  # type: ignore[method-assign]
             async with hold_lease(alice, WISH) as held:
                 with pytest.raises(ExporterOfflineError, match="e0: its beforeLease hook failed: no power") as caught:
                     async with held.serve_unix(tmp_path / "s"):
@@ -257,7 +268,7 @@ def test_a_lease_that_is_lost_ends_the_wait_and_the_connections(lab: LabFiles, t
             async with hold_lease(alice, WISH) as held, held.serve_unix(tmp_path / "s") as path:
                 async with connect(path, grpc_options=OWN) as session:
                     await alice.delete_lease(held.name)
-                    async with asyncio.timeout(10):
+                    async with asyncio.timeout(60):
                         with pytest.raises(Exception, match=r"power\.status"):
                             while True:
                                 await session.node("power").call("status")

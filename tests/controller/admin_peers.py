@@ -38,7 +38,7 @@ class AdminPeer(Peer):
     async def do(self, method: str, **fields: Any) -> Any:
         """A call of AdminService."""
         request = getattr(admin_pb2, _SHARED.get(method, f"{method}Request"))(**fields)
-        return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=40)
+        return await getattr(self.stub, method)(request, metadata=self.metadata, timeout=60)
 
 
 @asynccontextmanager
@@ -54,4 +54,4 @@ async def admin_lab(lab: LabFiles) -> AsyncIterator[tuple[Any, AdminPeer]]:
 
 async def who_am_i(channel: grpc.aio.Channel) -> admin_pb2.WhoAmIResponse:
     """What WhoAmI answers on this channel."""
-    return await admin_pb2_grpc.AdminServiceStub(channel).WhoAmI(admin_pb2.WhoAmIRequest(), timeout=40)
+    return await admin_pb2_grpc.AdminServiceStub(channel).WhoAmI(admin_pb2.WhoAmIRequest(), timeout=60)

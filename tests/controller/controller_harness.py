@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,21 @@ from jumpstarter_controller.main import cli
 def run_cli(*argv: str | Path) -> None:
     """`jumpstarter-controller` in this process."""
     cli.main([str(word) for word in argv], standalone_mode=False)
+
+
+_RESERVED: list[socket.socket] = []
+
+
+def reserved_port() -> int:
+    """A port of 127.0.0.1 for a server of a test, which keeps it over restarts: nobody else is given it in between.
+
+    It is bound here, and never listened on, until this process ends; a server that reuses addresses can bind it too.
+    """
+    holder = socket.socket()
+    holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    _RESERVED.append(holder)
+    return int(holder.getsockname()[1])
 
 
 @dataclass
@@ -103,6 +119,6 @@ class LabFiles:
                     self.endpoint = self.ready["endpoint"]
                     yield process
                     process.terminate()
-                    assert process.wait(20) == (-signal.SIGKILL if killed else 0)
+                    assert process.wait(60) == (-signal.SIGKILL if killed else 0)
                 finally:
                     process.kill()

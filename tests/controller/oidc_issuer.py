@@ -82,7 +82,7 @@ def serving_issuer(folder: Path) -> Iterator[OidcIssuer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            issuer.answers.wait(30)
+            issuer.answers.wait(300)
             if self.path.endswith("/keys"):
                 issuer.asked += 1
             if issuer.broken:

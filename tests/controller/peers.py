@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,12 @@ class Peer:
     async def call(self, method: str, **fields: Any) -> Any:
         """A call of ControllerService."""
         request = getattr(jumpstarter_pb2, f"{method}Request")(**fields)
-        return await getattr(self.controller, method)(request, metadata=self.metadata, timeout=40)
+        return await getattr(self.controller, method)(request, metadata=self.metadata, timeout=60)
 
     async def ask(self, method: str, **fields: Any) -> Any:
         """A call of ClientService."""
         request = getattr(client_pb2, f"{method}Request")(**fields)
-        return await getattr(self.client, method)(request, metadata=self.metadata, timeout=40)
+        return await getattr(self.client, method)(request, metadata=self.metadata, timeout=60)
 
     async def lease(self, selector: str = "board=x", seconds: float = 600, **fields: Any) -> Any:
         """Create a lease."""
@@ -108,7 +108,7 @@ class ExporterPeer(Peer):
 
     async def next(self) -> Any:
         """The next message of the Status stream."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return await self.told.get()
 
     async def _read(self) -> None:
@@ -159,6 +159,16 @@ async def refusal(awaitable: Any) -> tuple[str, str]:
     except grpc.aio.AioRpcError as error:
         return error.code().name, error.details() or ""
     raise AssertionError("the call was not refused")
+
+
+async def refused_soon(ask: Callable[[], Awaitable[Any]]) -> tuple[str, str]:
+    """What a call is refused with, once the controller knows of the reason: PostgreSQL tells it after the commit."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                await ask()
+            except grpc.aio.AioRpcError as error:
+                return error.code().name, error.details() or ""
 
 
 async def first(stream: Any) -> Any:

@@ -95,7 +95,7 @@ class PostgresServer:
         if self._process is not None:
             self._process.send_signal({"fast": signal.SIGINT, "immediate": signal.SIGQUIT}[how])
             try:
-                self._process.wait(20)
+                self._process.wait(60)
             finally:
                 self._process.kill()
                 self._process.wait()

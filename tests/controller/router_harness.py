@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from controller_harness import LabFiles, run_cli
+from controller_harness import LabFiles, reserved_port, run_cli
 from grpc.aio import EOF, AioRpcError
 from peers import ExporterPeer, Peer, short
 
@@ -106,9 +106,9 @@ def wait_for_detachment(lab: LabFiles, name: str) -> None:
 
 
 def pin(lab: LabFiles) -> None:
-    """Let the controller come back on the port that it has."""
+    """Let the controller, which has not started yet, serve on the same port whenever it does."""
     data = yaml.safe_load(lab.config.read_text())
-    lab.config.write_text(yaml.safe_dump({**data, "listen": lab.endpoint}))
+    lab.config.write_text(yaml.safe_dump({**data, "listen": f"127.0.0.1:{reserved_port()}"}))
 
 
 @asynccontextmanager
@@ -137,7 +137,7 @@ async def leased(exporter: ExporterPeer, client: Peer) -> tuple[str, Any]:
 async def dial(client: Peer, name: str, listen: Any) -> tuple[str, str, str]:
     """A new tunnel: (endpoint, the client's token, the exporter's)."""
     near = await client.call("Dial", lease_name=name)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         far = await listen.read()
     assert near.router_endpoint == far.router_endpoint
     return near.router_endpoint, near.router_token, far.router_token
@@ -156,14 +156,14 @@ async def echo(near: Any, far: Any) -> None:
     """A byte each way."""
     for a, b in ((near, far), (far, near)):
         await a.write(b"\x0a\x01x")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await b.read() == b"\x0a\x01x"
 
 
 async def ended(call: Any) -> tuple[str, str]:
     """Code and text that a tunnel ends with."""
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while await call.read() is not EOF:
                 pass
     except AioRpcError as error:

@@ -271,7 +271,7 @@ async def _end_of(exporter: ExporterPeer) -> tuple[str, str]:
     """Code and text that the exporter's Status stream ends with."""
     watch, exporter._watch = exporter._watch, None
     assert watch is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await refusal(watch)
 
 

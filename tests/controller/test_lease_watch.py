@@ -53,7 +53,7 @@ def test_many_watchers_cost_one_look_at_the_queue(bench: QueueBench, monkeypatch
                     told.set()
 
         async def until(done: object) -> None:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while not done():  # type: ignore[operator]
                     await told.wait()
                     told.clear()

@@ -31,7 +31,7 @@ async def _two(url: str) -> AsyncIterator[list[Database]]:
 
 
 async def _woken(subscription: Subscription) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await subscription.changed()
 
 

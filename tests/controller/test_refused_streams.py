@@ -48,7 +48,7 @@ async def _outcome(call: Any) -> tuple[int, str, str]:
     """Messages that came, code and text."""
     got = 0
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await call.read() is not EOF:
                 got += 1
             return got, (await call.code()).name, await call.details()
@@ -124,5 +124,33 @@ def test_callers_who_lose_their_rights_are_told_at_any_moment(steps: int) -> Non
             for _ in range(20):
                 _, code, text = await _outcome(begin())
                 assert (code, text) == ("UNAUTHENTICATED", "revoked")
+
+    asyncio.run(body())
+
+
+def test_a_server_that_ends_waits_until_every_stream_was_told() -> None:
+    """Its grace for calls that go on is short; a stream that has something to write down first may need longer."""
+    calls = Calls()
+
+    async def body() -> None:
+        began, written = asyncio.Event(), asyncio.Event()
+
+        async def behavior(_: Any, context: Any) -> None:
+            began.set()
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await written.wait()
+
+        async with _served(calls.guarded(behavior, "Service.Stream")) as begin:
+            call = begin()
+            outcome = asyncio.create_task(_outcome(call))
+            await began.wait()
+            stopping = asyncio.create_task(calls.stop())
+            done, _ = await asyncio.wait({stopping}, timeout=0.1)
+            assert not done
+            written.set()
+            await stopping
+            assert await outcome == (0, "UNAVAILABLE", "the controller is stopping; connect again")
 
     asyncio.run(body())

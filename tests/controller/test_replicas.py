@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,11 @@ from peers import HOME, ExporterPeer, Peer, controller, refusal, short
 from sqlalchemy import select, text
 
 from jumpstarter.common.enums import ExporterStatus
-from jumpstarter_controller import replicas
+from jumpstarter_controller import handover, replicas
+from jumpstarter_controller import lab as lab_module
 from jumpstarter_controller.server import RunningController
 from jumpstarter_controller.services import dialing
+from jumpstarter_controller.services.listeners import Listeners
 from jumpstarter_controller.state.database import Transaction
 from jumpstarter_controller.state.models import Dial, Exporter, Lease, Replica
 from jumpstarter_protocol.jumpstarter.v1.jumpstarter_pb2 import StatusRequest
@@ -50,19 +54,19 @@ async def _closing(*peers: Peer) -> AsyncIterator[None]:
 
 
 async def _until(true: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not await true():
             await asyncio.sleep(0.02)
 
 
 async def _next(listen: Any) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         return await listen.read()
 
 
 async def _echo(near: Any, far: Any) -> None:
     """A byte each way."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         for a, b in ((near, far), (far, near)):
             await a.write(b"\x0a\x01x")
             assert await b.read() == b"\x0a\x01x"
@@ -114,7 +118,7 @@ def test_a_dial_before_the_exporter_listens_waits_for_it_wherever_it_comes(lab: 
                 dial = asyncio.create_task(alice.call("Dial", lease_name=name))
                 await exporter.status(ExporterStatus.LEASE_READY)
                 listen = exporter.listen(name)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(60):
                     near = await dial
                     assert near.router_token
                     assert (await listen.read()).router_endpoint == near.router_endpoint
@@ -129,6 +133,52 @@ def test_a_dial_before_the_exporter_listens_waits_for_it_wherever_it_comes(lab: 
     asyncio.run(body())
 
 
+def test_a_dial_that_is_taken_while_the_next_stream_begins_is_told(
+    lab: LabFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old stream has taken it in the database: then it has to tell it, before it ends."""
+    taking, go_on, begun = threading.Event(), threading.Event(), threading.Event()
+    take, listening = handover.take, Listeners.listening
+
+    def slow(*args: Any) -> Any:
+        taking.set()
+        assert go_on.wait(60)
+        return take(*args)
+
+    @contextmanager
+    def noticed(self: Listeners, *lease: str) -> Iterator[Any]:
+        with listening(self, *lease) as listener:
+            begun.set()
+            yield listener
+
+    async def body() -> None:
+        async with _two(lab) as (one, two, running):
+            exporter = ExporterPeer(two, two.exporter("e0", "-l", "board=x"))
+            alice = Peer(one, one.client("alice"), "Client")
+            async with _closing(exporter, alice):
+                await exporter.start()
+                name = short((await alice.lease()).name)
+                await exporter.next()
+                await exporter.status(ExporterStatus.LEASE_READY)
+                old = exporter.listen(name)
+                await _until(lambda: running[1].database.read(_listener))
+                monkeypatch.setattr(handover, "take", slow)
+                monkeypatch.setattr(Listeners, "listening", noticed)
+                dial = asyncio.create_task(alice.call("Dial", lease_name=name))
+                assert await asyncio.to_thread(taking.wait, 60)
+                new = exporter.listen(name)
+                assert await asyncio.to_thread(begun.wait, 60)
+                await asyncio.wait({asyncio.ensure_future(new.initial_metadata())})
+                go_on.set()
+                assert (await _next(old)).router_endpoint == (await dial).router_endpoint
+                assert await _next(old) is EOF
+
+    try:
+        asyncio.run(body())
+    finally:
+        go_on.set()
+
+
 def test_dials_at_another_controller_are_limited_too(lab: LabFiles) -> None:
     async def body() -> None:
         async with _two(lab) as (one, two, running):
@@ -139,8 +189,9 @@ def test_dials_at_another_controller_are_limited_too(lab: LabFiles) -> None:
                 name = short((await alice.lease()).name)
                 await exporter.next()
                 await exporter.status(ExporterStatus.LEASE_READY)
-                exporter.listen(name)
-                session = await asyncio.to_thread(_listener, running[1], name)
+                stream = exporter.listen(name)  # kept: one that nobody refers to is cancelled
+                await _until(lambda: running[1].database.read(_listener))
+                session = await running[1].database.read(_listener)
                 # Nobody reads the stream; its transport takes some, the rest waits until there is no room.
                 refused = ""
                 for i in range(500):
@@ -149,15 +200,13 @@ def test_dials_at_another_controller_are_limited_too(lab: LabFiles) -> None:
                     await _until(lambda i=i: running[0].database.read(_decided, f"dial-{i}"))
                     refused = (await running[0].database.read(_outcome, f"dial-{i}"))[1] or refused
                 assert "8 dials to answer" in refused
+                stream.cancel()
 
     asyncio.run(body())
 
 
-def _listener(running: RunningController, name: str) -> str:
-    for _ in range(1000):
-        if session := running.database.read_now(lambda tx: tx.session.scalar(select(Lease.listener))):
-            return session
-    raise AssertionError(f"nobody listens on {name}")
+def _listener(tx: Transaction) -> str | None:
+    return tx.session.scalar(select(Lease.listener))
 
 
 def _post(tx: Transaction, dial: str, session: str) -> None:
@@ -220,7 +269,7 @@ def test_an_exporter_whose_controller_has_died_cannot_be_dialed_until_it_is_back
 
 
 async def _first(stream: Any) -> Any:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         async for message in stream:
             return message
     raise AssertionError("the stream ended")
@@ -230,14 +279,21 @@ def test_who_was_connected_to_a_dead_controller_counts_as_disconnected_after_a_t
     lab: LabFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(replicas, "BEAT", 0.1)
-    monkeypatch.setattr(replicas, "LOST", 2.0)
+    monkeypatch.setattr(replicas, "LOST", 1000.0)
+    later = _Later()
+    monkeypatch.setattr(lab_module, "time", later)
 
     def pretend(tx: Transaction) -> None:
         """Another controller, which has not said anything for a while, has the exporter's stream."""
-        tx.session.add(Replica(id="dead", started_at=tx.now, last_seen=tx.now - 1.9))
+        tx.session.add(Replica(id="dead", started_at=tx.now, last_seen=tx.now - 500))
         exporter = tx.session.scalars(select(Exporter).where(Exporter.name == "away")).one()
         exporter.registered = exporter.connected = exporter.online = True
         exporter.replica = "dead"
+
+    def wait_in_vain(tx: Transaction) -> None:
+        """The time that it has is over, for those who were there all the while."""
+        later.by = 1001.0
+        tx.session.get_one(Replica, "dead").last_seen -= 501
 
     def seen(tx: Transaction) -> tuple[bool, bool, set[str]]:
         exporters = {e.name: e for e in tx.session.scalars(select(Exporter))}
@@ -255,6 +311,7 @@ def test_who_was_connected_to_a_dead_controller_counts_as_disconnected_after_a_t
                 async with controller(dataclasses.replace(lab)) as second:
                     connected = await first.database.read(seen)
                     assert connected == (True, True, {"dead", first.lab.replica, second.lab.replica})
+                    await first.database.write(wait_in_vain)
                     await _until(lambda: _gone(first))
                     assert (await first.database.read(seen))[1]  # the living ones keep theirs
                 assert (await first.database.read(seen))[2] == {first.lab.replica}
@@ -265,6 +322,15 @@ def test_who_was_connected_to_a_dead_controller_counts_as_disconnected_after_a_t
 
     asyncio.run(body())
     assert any(entry["action"] == "replica lost" for entry in lab.audit())
+
+
+class _Later:
+    """The module `time`, some seconds later."""
+
+    by = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.by
 
 
 def test_one_that_was_taken_for_dead_says_that_it_is_not(lab: LabFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -345,7 +411,7 @@ def test_fifty_clients_at_two_controllers_never_share_an_exporter(lab: LabFiles)
             async with _closing(*boards, *people):
                 for board in boards:
                     await board.start()
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(240):
                     await asyncio.gather(*(work(person) for person in people))
             assert await running[0].database.read(_active) == []
             acquired = await running[0].database.read(_acquired)
@@ -370,21 +436,24 @@ def test_one_that_stops_sends_its_peers_to_the_other_and_takes_no_lease_with_it(
                 exporter = ExporterPeer(one, one.exporter("e0", "-l", "board=x"))
                 alice = Peer(one, one.client("alice"), "Client")
                 await exporter.start()
-                lease = await alice.lease(seconds=3)
+                lease = await alice.lease(seconds=600)
                 await exporter.next()
                 status = exporter.controller.Status(StatusRequest(), metadata=exporter.metadata)
                 assert (await _first(status)).leased
                 listen = exporter.listen(short(lease.name))
                 dial = asyncio.create_task(refusal(alice.call("Dial", lease_name=short(lease.name))))
                 await _until(lambda: second.database.read(_somebody_listens))
+                # From here on the lease has but a few seconds left for the second one, which does not look by itself.
+                clock = second.database.clock
+                second.database.clock = lambda: clock() + 597
             for call in (status, listen):
                 assert await call.code() is grpc.StatusCode.UNAVAILABLE
                 assert await call.details() == "the controller is stopping; connect again"
-            assert (await dial)[0] in ("UNAVAILABLE", "CANCELLED")
+            # Or the other one has ended the lease by then.
+            assert (await dial)[0] in ("UNAVAILABLE", "CANCELLED", "FAILED_PRECONDITION")
             async with _closing(exporter, alice):
                 # What only the first one had in mind, the other one does: it ends the lease in time.
-                async with asyncio.timeout(10):
-                    await _until(lambda: _nothing_active(second))
+                await _until(lambda: _nothing_active(second))
 
     async def _nothing_active(running: RunningController) -> bool:
         return await running.database.read(_active) == []

@@ -26,7 +26,7 @@ from jumpstarter_controller.identity.dial import DIAL_AUDIENCE, DIAL_ISSUER
 from jumpstarter_controller.router_process import RunningRouter, running_router
 from jumpstarter_protocol.jumpstarter.lab.v1 import controller_pb2, controller_pb2_grpc
 
-_WAIT = 10
+_WAIT = 60
 
 
 class _Controller(controller_pb2_grpc.RouterControlServiceServicer):
@@ -175,6 +175,7 @@ def test_tokens_that_are_not_for_this_router_or_not_complete_are_refused(
             async with _end(lab, router, token) as call:
                 text = "token is signed by a key that this router does not accept"
                 assert await _status(call) == ("UNAUTHENTICATED", text)
+            monkeypatch.setattr(router_link, "_KEY_WAIT", 60.0)  # it is on its way now
             controller.tell_key()
             for changed, why in (
                 ({"aud": DIAL_AUDIENCE}, "Audience doesn't match"),

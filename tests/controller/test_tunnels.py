@@ -36,7 +36,7 @@ async def _leased(exporter: ExporterPeer, alice: Peer) -> tuple[str, Any]:
 async def _dial(alice: Peer, name: str, listen: Any) -> tuple[str, str]:
     """Tokens of a new tunnel: the client's, the exporter's."""
     near = await alice.call("Dial", lease_name=name)
-    far = await asyncio.wait_for(listen.read(), 10)
+    far = await asyncio.wait_for(listen.read(), 60)
     assert near.router_endpoint == far.router_endpoint == alice.lab.endpoint
     return near.router_token, far.router_token
 
@@ -49,7 +49,7 @@ async def _tunnel(exporter: ExporterPeer, alice: Peer) -> AsyncIterator[tuple[st
     async with alice.tunnel(mine) as near, exporter.tunnel(theirs) as far:
         for a, b in ((near, far), (far, near)):
             await a.write(b"\x0a\x01x")
-            assert await asyncio.wait_for(b.read(), 10) == b"\x0a\x01x"
+            assert await asyncio.wait_for(b.read(), 60) == b"\x0a\x01x"
         yield name, near, far
 
 
@@ -57,7 +57,7 @@ async def _ended(call: Any) -> tuple[str, str]:
     """Code and text that a tunnel ends with."""
 
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await call.read() is not EOF:
                 pass
     except grpc.aio.AioRpcError as error:
@@ -82,7 +82,7 @@ def test_frames_pass_as_they_are_and_each_end_ends_by_itself(lab: LabFiles) -> N
                 await far.done_writing()
                 assert await _ended(near) == ("OK", "")
                 assert await _ended(far) == ("OK", "")
-            assert running.router.open_tunnels == 0
+            await _until(lambda: running.router.open_tunnels == 0)
 
     asyncio.run(body())
 
@@ -139,8 +139,8 @@ def test_an_end_that_comes_after_the_other_has_gone_is_told_at_once(lab: LabFile
     asyncio.run(body())
 
 
-async def _until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+async def _until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(60):
         while not true():
             await asyncio.sleep(0.005)
 
@@ -171,17 +171,20 @@ def test_dial_tokens_are_good_once_for_one_role(lab: LabFiles) -> None:
 
 
 def test_an_end_whose_peer_does_not_come_is_not_kept(lab: LabFiles, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dial, "DIAL_SECONDS", 0.5)
+    expired = ("UNAUTHENTICATED", "token is expired")
 
     async def body() -> None:
         async with lab_of(lab) as (_, [exporter], [alice]):
             name, listen = await _leased(exporter, alice)
-            mine, theirs = await _dial(alice, name, listen)
-            async with alice.tunnel(mine) as near:
-                text = f"the other end of the tunnel of lease {name} did not come"
-                assert await _ended(near) == ("DEADLINE_EXCEEDED", text)
+            for seconds in (0.5, 4.0, 32.0):
+                monkeypatch.setattr(dial, "DIAL_SECONDS", seconds)
+                mine, theirs = await _dial(alice, name, listen)
+                async with alice.tunnel(mine) as near:
+                    if (found := await _ended(near)) != expired:
+                        break  # else this machine was too slow to show it in time
+            assert found == ("DEADLINE_EXCEEDED", f"the other end of the tunnel of lease {name} did not come")
             async with exporter.tunnel(theirs) as far:
-                assert await _ended(far) == ("UNAUTHENTICATED", "token is expired")
+                assert await _ended(far) == expired
 
     asyncio.run(body())
 
@@ -199,6 +202,7 @@ def test_a_slow_reader_stops_the_sender(lab: LabFiles) -> None:
                         sent += 1
 
                 sender = asyncio.create_task(send())
+                await _until(lambda: sent)
                 before = -1
                 while before != sent:  # until nothing moves any more
                     before = sent
@@ -206,7 +210,7 @@ def test_a_slow_reader_stops_the_sender(lab: LabFiles) -> None:
                 assert 0 < sent < 100, f"{sent} MiB went to a reader that reads nothing"
                 for _ in range(200):
                     assert len(await far.read()) == len(message)
-                await asyncio.wait_for(sender, 10)
+                await asyncio.wait_for(sender, 60)
 
     asyncio.run(body())
 
@@ -220,7 +224,7 @@ def test_a_dial_waits_for_the_exporter_instead_of_failing(lab: LabFiles) -> None
             done, _ = await asyncio.wait({dial}, timeout=0.3)
             assert not done  # it listens, but says that it is only available
             await exporter.status(ExporterStatus.LEASE_READY)
-            assert (await asyncio.wait_for(dial, 5)).router_token
+            assert (await asyncio.wait_for(dial, 60)).router_token
             assert (await listen.read()).router_token
             await exporter.status(ExporterStatus.BEFORE_LEASE_HOOK_FAILED, message="boom")
             code, text = await refusal(alice.call("Dial", lease_name=name))
@@ -256,10 +260,10 @@ def test_a_new_listener_takes_over_and_all_end_with_the_lease(lab: LabFiles) -> 
             name, old = await _leased(exporter, alice)
             await _dial(alice, name, old)
             new = exporter.listen(name)
-            assert await asyncio.wait_for(old.read(), 10) is EOF
+            assert await asyncio.wait_for(old.read(), 60) is EOF
             await _dial(alice, name, new)
             await alice.ask("DeleteLease", name=f"{HOME}/leases/{name}")
-            assert await asyncio.wait_for(new.read(), 10) is EOF
+            assert await asyncio.wait_for(new.read(), 60) is EOF
             assert (await refusal(first(exporter.listen(name))))[0] == "FAILED_PRECONDITION"
 
     asyncio.run(body())

@@ -22,7 +22,7 @@ from typing import Any
 
 import grpc
 import yaml
-from controller_harness import LabFiles
+from controller_harness import LabFiles, reserved_port
 from peers import Peer, short
 
 from jumpstarter.client.aio import connect
@@ -67,10 +67,7 @@ class Place:
 
     @classmethod
     def make(cls, directory: Path) -> Place:
-        with socket.socket() as probe:
-            # Bound and never listening: the port is ours until the controller takes it, and stays its over restarts.
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = reserved_port()
         lab = LabFiles.make(directory / "lab", listen=f"127.0.0.1:{port}")
         lab.endpoint = f"127.0.0.1:{port}"
         return cls(directory, lab)

@@ -133,7 +133,9 @@ async def until_reached(path: str) -> str:
     async with asyncio.timeout(60):
         while True:
             try:
-                async with connect(path) as session:
+                # A dial before the exporter is back goes astray: dial anew soon. Without a pool of its own, a new
+                # channel would share the old one's attempt to connect, for 20 s.
+                async with connect(path, timeout=5, grpc_options={"grpc.use_local_subchannel_pool": 1}) as session:
                     return str(await session.node("power").call("status"))
             except JumpstarterException:
                 await asyncio.sleep(0.2)

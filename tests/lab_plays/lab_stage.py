@@ -22,7 +22,7 @@ MOCK_BOARD: dict[str, Any] = {
     "power": {"type": "jumpstarter_driver_power.driver.MockPower"},
     "storage": {"type": "jumpstarter_driver_opendal.driver.MockFlasher"},
 }
-_START_SECONDS = 90.0
+_START_SECONDS = 120.0
 
 
 @dataclass
@@ -72,7 +72,7 @@ def running_file(lab: LabFiles, name: str, path: Path) -> Iterator[subprocess.Po
                 raise AssertionError(f"exporter {name} did not start: {log.read_text()[-2000:]}") from None
             yield process
             process.terminate()
-            process.wait(60)
+            process.wait(120)
         finally:
             link.unlink()
             if process.poll() is None:

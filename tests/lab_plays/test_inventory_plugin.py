@@ -73,8 +73,8 @@ def test_filters_leave_out_what_is_offline_held_or_labelled_otherwise(played_lab
 
         assert names(selector="board=imx8") == ["other"]
         assert names(only_online=True) == ["free", "held", "other"]
-        lease = ["create", "lease", "--client-config", str(played_lab.admin), "-n", "held", "--duration", "1h"]
-        subprocess.run([sys.executable, "-m", "jumpstarter_cli.jmp", *lease], check=True, timeout=60)
+        lease = ["create", "lease", "-n", "held", "--duration", "1h", "--wait", "--client-config", played_lab.admin]
+        subprocess.run([sys.executable, "-m", "jumpstarter_cli.jmp", *map(str, lease)], check=True, timeout=120)
         assert names(only_available=True, selector="board=rpi4") == ["free"]
         held = listed(played_lab, source(played_lab))[0]["_meta"]["hostvars"]["held"]
         assert held["jumpstarter_lease_client"] == "admin"

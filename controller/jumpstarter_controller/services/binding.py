@@ -26,6 +26,8 @@ __all__ = ["Calls"]
 
 logger = logging.getLogger(__name__)
 
+#: Seconds for telling streams that the server ends, at most: some callers may not read any more.
+_TELL_SECONDS = 10.0
 _STOPPING = Refused(grpc.StatusCode.UNAVAILABLE, "the controller is stopping; connect again")
 
 
@@ -38,12 +40,17 @@ class Calls:
         self._stopped: set[asyncio.Task[Any]] = set()
         self._stopping = False
 
-    def stop(self) -> None:
-        """The server ends: streams are told so, in a way that lets their callers try another controller."""
+    async def stop(self) -> None:
+        """The server ends: streams are told so, in a way that lets their callers try another controller.
+
+        Returns when all of them were: the server's own grace would cut off those whose turn comes later.
+        """
         self._stopping = True
         self._stopped = set(self._streams)
         for task in self._stopped:
             task.cancel()
+        if self._stopped:
+            await asyncio.wait(self._stopped, timeout=_TELL_SECONDS)
 
     async def ended(self) -> None:
         """Return when no call runs: one that was cancelled may still have something to write down."""

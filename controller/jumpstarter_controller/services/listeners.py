@@ -60,7 +60,11 @@ class Listener:
 
 
 class Listeners:
-    """The listener of each lease at this controller; a new one takes the place of the old."""
+    """The listener of each lease at this controller; a new one takes the place of the old.
+
+    The old stream ends when the database says that it does not count any more: until then dials may be on their way to
+    it from other controllers, and one that is taken must be told.
+    """
 
     def __init__(self) -> None:
         self._by_lease: dict[tuple[str, str], Listener] = {}
@@ -73,10 +77,7 @@ class Listeners:
     def listening(self, namespace: str, lease: str) -> Iterator[Listener]:
         """Context: listen for this lease."""
         key, listener = (namespace, lease), Listener()
-        old = self._by_lease.get(key)
         self._by_lease[key] = listener
-        if old is not None:
-            old.close()
         try:
             yield listener
         finally:

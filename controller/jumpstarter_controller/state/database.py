@@ -68,14 +68,17 @@ class _ServerClock:
 
     def __init__(self) -> None:
         self._offset = 0.0
+        #: Half of the time that the last comparison took: so far off it may be.
+        self._error = float("inf")
 
     def __call__(self) -> float:
         return time.time() + self._offset
 
     def compare(self, before: float, server: float, after: float) -> None:
         """``server`` was its time between these two of ours."""
-        if after - before < 1.0:  # a slower answer says little
-            self._offset = server - (before + after) / 2
+        error = (after - before) / 2
+        if error < max(0.5, self._error):  # a slow answer says little, but more than none
+            self._offset, self._error = server - (before + after) / 2, error
 
 
 class Database:

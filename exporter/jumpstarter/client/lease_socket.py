@@ -44,6 +44,8 @@ _CALL_SECONDS = 10.0
 _END_SECONDS = 300.0
 #: For log lines after a failure, at most.
 _LOG_SECONDS = 2.0
+#: From a dial that is refused because of the lease until its loss is known, at most.
+_LOSS_SECONDS = 5.0
 _HOOK_WARNING = "[HOOK_WARNING] "
 #: Connection errors that trying again does not change.
 _HOPELESS = (ExporterOfflineError, AuthenticationError)
@@ -101,6 +103,8 @@ class LeaseSocket:
 
     async def _tunnel(self, stream: SocketStream) -> None:
         name = self._held.name
+        # What becomes of this dial says nothing to those who ask for the exporter anew while it is under way.
+        hopeless = self._hopeless
         try:
             endpoint, token = await self._dial()
             await bridge_tunnel(stream, endpoint, token, routers=self._routers)
@@ -109,8 +113,8 @@ class LeaseSocket:
                 return  # that is why
             logger.info("tunnel of lease %s: %s", name, error)
             passing = isinstance(error, ConnectionError) and not isinstance(error, _HOPELESS)
-            if not passing and not self._hopeless.done():
-                self._hopeless.set_result(error)
+            if not passing and not hopeless.done():
+                hopeless.set_result(error)
         except Exception:
             logger.exception("tunnel of lease %s failed", name)
         finally:
@@ -184,10 +188,14 @@ class LeaseSocket:
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait({task, self._held.lost, self._hopeless}, return_when=asyncio.FIRST_COMPLETED)
+            hopeless = self._hopeless.result() if self._hopeless.done() and not task.done() else None
+            if isinstance(hopeless, LeaseError):
+                # A dial was refused for the lease: who watches it is about to learn, and will know why.
+                await asyncio.wait({self._held.lost}, timeout=_LOSS_SECONDS)
             if self._held.lost.done():
                 raise await self._loss()
-            if self._hopeless.done() and not task.done():
-                raise self._hopeless.result()
+            if hopeless is not None:
+                raise hopeless
             return await task
         finally:
             task.cancel()
