@@ -32,6 +32,7 @@ def test_every_test_on_the_page_exists() -> None:
 def test_every_test_with_the_original_is_on_the_page() -> None:
     modules = [str(path.relative_to(ROOT)) for path in (ROOT / "tests" / "interop").glob("test_*.py")]
     elsewhere = ["tests/storage/test_original_peer.py", "tests/gpio/test_gpiod_guest.py"]
+    elsewhere += ["tests/dut_network/test_dut_network_interop.py"]
     found = {(path, test) for path in modules for test in functions_of(path)}
     found |= {(path, test) for path in elsewhere for test in functions_of(path) if "original" in test}
     assert found

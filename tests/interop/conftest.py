@@ -14,8 +14,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "plugins"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "lab_plays"))
 
 from controller_harness import LabFiles
-
-ROOT = Path(__file__).resolve().parents[2]
+from original_exporters import original_commands
 
 
 @pytest.fixture
@@ -27,11 +26,4 @@ def lab(tmp_path: Path) -> LabFiles:
 @pytest.fixture(scope="session")
 def original() -> Path:
     """Folder of the original's commands, in a virtual environment of its own."""
-    sys.path.insert(0, str(ROOT / "bench"))
-    try:
-        from original import original_python
-    finally:
-        sys.path.remove(str(ROOT / "bench"))
-    python = original_python()
-    assert python is not None, "jumpstarter 0.9.0 could not be installed from PyPI"
-    return python.parent
+    return original_commands()

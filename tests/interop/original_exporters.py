@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,20 @@ from typing import Any
 from anyio.from_thread import start_blocking_portal
 
 from jumpstarter.client.client import client_from_path
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+def original_commands() -> Path:
+    """Folder of the original's commands, in a virtual environment of its own that is made on first use."""
+    sys.path.insert(0, str(BENCH))
+    try:
+        from original import original_python
+    finally:
+        sys.path.remove(str(BENCH))
+    python = original_python()
+    assert python is not None, "jumpstarter 0.9.0 could not be installed from PyPI"
+    return python.parent
 
 
 class ProcessTree:
@@ -159,19 +173,24 @@ def our_exporter(original: Path, folder: Path, drivers: dict[str, Any], **enviro
 
 
 @contextmanager
-def their_exporter(original: Path, folder: Path, drivers: dict[str, Any], **environment: str) -> Iterator[str]:
-    """Their `jmp run`, serving; gives HOST:PORT. What it says is in ``theirs.log`` of the folder."""
+def their_exporter(
+    original: Path, folder: Path, drivers: dict[str, Any], through: Sequence[str] = (), **environment: str
+) -> Iterator[str]:
+    """Their `jmp run`, serving; gives HOST:PORT. What it says is in ``theirs.log`` of the folder.
+
+    through: words of a program that becomes it, such as `nsenter` and its options.
+    """
     config, log = write_config(folder / "theirs.yaml", drivers), folder / "theirs.log"
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])  # the original cannot choose a port itself
-    argv: list[str | Path] = [original / "jmp", "run", "--exporter-config", config]
+    argv: list[str | Path] = [*through, original / "jmp", "run", "--exporter-config", config]
     argv += ["--tls-grpc-listener", f"127.0.0.1:{port}", "--tls-grpc-insecure"]
     env = {**os.environ, **environment}
     with log.open("w") as out:
         process = subprocess.Popen(argv, env=env, text=True, stdout=out, stderr=subprocess.STDOUT)
         with ended(process) as tree:
             deadline = time.monotonic() + 60
-            while not _listens(port):
+            while not _listens(process.pid, port):
                 tree.look()  # its worker, should it end before
                 assert process.poll() is None, f"the original's exporter ended: {log.read_text()}"
                 assert time.monotonic() < deadline, f"the original's exporter does not listen: {log.read_text()}"
@@ -191,9 +210,12 @@ def our_client(address: str) -> Iterator[Any]:
                 stack.close()  # what clients have opened needs the connection
 
 
-def _listens(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=1).close()
-    except OSError:
-        return False
-    return True
+def _listens(pid: int, port: int) -> bool:
+    """Whether somebody listens on that port, in the network namespace of that process; gRPC does so on IPv6 too."""
+    with suppress(OSError):  # it has ended: the caller looks
+        for table in ("tcp", "tcp6"):
+            for row in Path(f"/proc/{pid}/net/{table}").read_text().splitlines():
+                _, local, _, state, *_ = row.split()
+                if local.endswith(f":{port:04X}") and state == "0A":
+                    return True
+    return False
