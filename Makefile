@@ -14,7 +14,8 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-WORKERS ?= 2
+# One more than there are cores: many tests wait for a board, a clock or another process.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 
 # Debian packages: what a play on the demo board needs, and what the tests need on top.
 DEBIAN_BASE := python3 python3-venv

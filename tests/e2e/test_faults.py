@@ -33,14 +33,17 @@ def play(bench: Bench, *tasks: dict[str, Any]) -> Path:
     return bench.write([{"hosts": "duts", "gather_facts": False, "tasks": list(tasks)}])
 
 
-def slow_flash(bench: MakeBench) -> tuple[Bench, Path]:
-    """A board with a disk and a play whose flash takes a while, power on meanwhile."""
+def slow_flash(bench: MakeBench, mib: int = 48) -> tuple[Bench, Path]:
+    """A board with a disk and a play whose flash takes a while, power on meanwhile.
+
+    The image is unpacked twice, to check it and then to write it: each takes a second or more for 24 MiB.
+    """
     made = bench({"dut": {"jumpstarter_exporter_config": "dut.yaml"}})
     disk = {"type": "jumpstarter_driver_storage.driver.FileFlasher"}
     power = {"type": "jumpstarter_driver_power.driver.MockPower"}
-    config = {"path": str(made.folder / "disk"), "size": 128 * MIB}
+    config = {"path": str(made.folder / "disk"), "size": mib * MIB}
     made.config("dut", {"power": power, "storage": {**disk, "config": config}})
-    image = images.slow_to_unpack(made.folder / "i.img.bz2", 128)
+    image = images.slow_to_unpack(made.folder / "i.img.bz2", mib)
     flash = {"src": str(image), "progress": "verbose"}
     return made, play(
         made,
@@ -128,7 +131,7 @@ def test_exporter_killed_in_the_middle_of_a_flash(bench: MakeBench) -> None:
 
 
 def test_task_timeout_ends_the_flash_and_the_play_goes_on(bench: MakeBench) -> None:
-    made, _playbook = slow_flash(bench)
+    made, _playbook = slow_flash(bench, 128)
     image = str(made.folder / "i.img.bz2")
     small = images.patterned(made.folder / "small.img", 2)
     started = time.monotonic()
@@ -146,7 +149,7 @@ def test_task_timeout_ends_the_flash_and_the_play_goes_on(bench: MakeBench) -> N
 
 
 def test_second_run_on_a_held_board_is_told_who_holds_it(bench: MakeBench) -> None:
-    made, playbook = slow_flash(bench)
+    made, playbook = slow_flash(bench, 128)
     process = made.start_until(playbook, "Write it")
     second = made.run([POWER_STATUS])
     result = second.result("dut")

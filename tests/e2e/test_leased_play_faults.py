@@ -241,12 +241,12 @@ def test_a_spot_lease_that_is_taken_away_is_announced_and_then_lost(board: Bench
 def test_a_flash_that_a_dying_controller_cuts_is_one_clear_line_and_can_be_repeated(
     bench: MakeBench, lab: Lab, tmp_path: Path
 ) -> None:
-    disk = {"path": str(tmp_path / "disk"), "size": 128 * images.MIB}
+    disk = {"path": str(tmp_path / "disk"), "size": 48 * images.MIB}
     lab.add(
         "e1", "board=x", export={"storage": {"type": "jumpstarter_driver_storage.driver.FileFlasher", "config": disk}}
     )
     made = bench({"dut": ANY_X}, jumpstarter_client_config=str(lab.client))
-    image = images.slow_to_unpack(made.folder / "i.img.bz2", 128)
+    image = images.slow_to_unpack(made.folder / "i.img.bz2", 48)
     small = images.patterned(made.folder / "small.img", 2)
     slow = {"name": "Slow", "jumpstarter.lab.flash": {"src": str(image), "progress": "verbose"}, "ignore_errors": True}
     again = {"name": "Small", "jumpstarter.lab.flash": {"src": str(small)}}

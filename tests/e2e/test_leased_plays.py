@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -132,24 +134,30 @@ def test_check_mode_says_what_is_there_and_leases_nothing(bench: MakeBench, lab:
 
 def test_what_was_asked_wrongly_is_one_clear_line(bench: MakeBench, lab: Lab) -> None:
     lab.add("e1", "board=x")
-    made = leased(bench, lab)
+    made, apart = leased(bench, lab), leased(bench, lab)
     errors = {
         "selector=": (hold(selector="board in x"), "invalid"),
         "duration=": (hold(duration="-1m"), "invalid"),
         "begin_time=": (hold(begin_time="tonight"), "invalid"),
     }
-    for what, (task, code) in errors.items():
-        result = made.run([task]).result("dut")
-        assert (result["error_code"], result["msg"].count("\n")) == (code, 0), (what, result)
-        assert result["msg"].startswith("dut: lease: "), result
-    bad = yaml_with(lab.client, made.folder / "bad.yaml", token="eyJhbGciOiJub25lIn0.e30.")
-    refused = made.run([HOLD], "-e", f"jumpstarter_client_config={bad}").result("dut")
-    assert refused["error_code"] == "refused" and "jmp login" in refused["msg"], refused
-    lab.kill("e1")
-    lab.stop_controller()
-    lost = made.run([HOLD], "-e", f"jumpstarter_client_config={lab.client}").result("dut")
-    assert lost["error_code"] == "controller_lost" and lab.files.endpoint in lost["msg"], lost
-    made.wait_gone()
+    # Nobody answers there. It is tried for a while, which is waited for beside the rest.
+    with socket.socket() as nobody, ThreadPoolExecutor(1) as beside:
+        nobody.bind(("127.0.0.1", 0))
+        endpoint = f"127.0.0.1:{nobody.getsockname()[1]}"
+        away = yaml_with(lab.client, apart.folder / "away.yaml", endpoint=endpoint)
+        trying = beside.submit(apart.run, [HOLD], "-e", f"jumpstarter_client_config={away}")
+        played = made.run([{**task, "ignore_errors": True} for task, _ in errors.values()])
+        for number, (what, (_, code)) in enumerate(errors.items()):
+            result = played.result("dut", number)
+            assert (result["error_code"], result["msg"].count("\n")) == (code, 0), (what, result)
+            assert result["msg"].startswith("dut: lease: "), result
+        bad = yaml_with(lab.client, made.folder / "bad.yaml", token="eyJhbGciOiJub25lIn0.e30.")
+        refused = made.run([HOLD], "-e", f"jumpstarter_client_config={bad}").result("dut")
+        assert refused["error_code"] == "refused" and "jmp login" in refused["msg"], refused
+        lost = trying.result().result("dut")
+    assert lost["error_code"] == "controller_lost" and endpoint in lost["msg"], lost
+    for one in (made, apart):
+        one.wait_gone()
 
 
 def yaml_with(source: Path, target: Path, **changes: Any) -> Path:
