@@ -109,7 +109,13 @@ class Links:
                 probe[1].close()
                 return
             make_private(directory)
-            await self._spawn(directory, name)
+            try:
+                await self._spawn(directory, name)
+            except AgentError:
+                # The agent of a run that failed just now may have come first, to keep the lease for inspection.
+                if (probe := await _connect(directory)) is None:
+                    raise
+                probe[1].close()
         finally:
             os.close(lock)
 

@@ -280,9 +280,7 @@ class DutNetwork(Driver):
                 super().close()
 
     def _require(self) -> None:
-        if (
-            self._over
-        ):  # a call that was under way in its thread when the session ended: nobody would take it down again
+        if self._over:  # a call was under way in its thread when the session ended: nobody would take it down again
             raise ConnectionError(f"the network of {self.interface} was taken down with the session")
         if self._is_up and self.dhcp_enabled and not self._dnsmasq.running:
             self.logger.error("%s; starting it again", self._dnsmasq.complaint())

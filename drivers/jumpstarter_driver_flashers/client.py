@@ -370,8 +370,18 @@ def _use(console: fdspawn[bytes]) -> None:
         console.sendline("")
         _interact(console)
         return
+    import secrets
+
     import pexpect
 
+    # The prompts that answered the keys which stopped the boot may still be on their way: they answer no line of ours.
+    mark = secrets.token_hex(4)
+    console.sendline(f"echo {mark}'s'")
+    try:
+        console.expect_exact(f"{mark}s".encode(), timeout=60)
+        console.expect(_PROMPT, timeout=60)
+    except (pexpect.TIMEOUT, pexpect.EOF):
+        raise click.ClickException("the board does not answer at its prompt") from None
     for line in sys.stdin:
         console.sendline(line.rstrip("\n"))
         try:

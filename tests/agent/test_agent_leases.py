@@ -245,6 +245,7 @@ def test_failed_run_keeps_the_device_for_inspection(start_agent: Start, board: B
     assert "name: kept" in end["held"][0]["reattach"]
     first.playbook.kill()
     wait_until(lambda: healthy.trace()[-1] == "off", 60, "the host that did not fail is given back")
+    wait_until(lambda: list(first.base.glob("d-*/agent.sock")), 60, "the other is kept under its name")
     second = start_agent()
     found = second.ask("lease", board.host, lifetime="detached", name="kept")
     assert found["lease"]["reattached"] is True
