@@ -86,8 +86,12 @@ demo: debian-demo $(VENV)/.run image-arm64
 demo-lab: debian-demo $(VENV)/.run image-arm64
 	$(IN_VENV) python tools/demo_lab.py $(ARGS)
 
+# A test that fails is repeated once and named at the end, whatever came of it: one that failed by chance is a defect, of
+# the product as often as of the test, but need not hold up everybody. RERUNS=0 to hunt them.
+RERUNS ?= 1
+
 test: debian-test $(VENV)/.dev images
-	$(IN_VENV) pytest -n $(WORKERS) --dist loadgroup $(PYTEST_ARGS)
+	$(IN_VENV) pytest -n $(WORKERS) --dist loadgroup --reruns $(RERUNS) -rR $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check
