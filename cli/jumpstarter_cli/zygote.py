@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import importlib
 import io
@@ -37,6 +38,7 @@ __all__ = ["fork_zygote", "listen", "main", "serve"]
 _HEADER = 4
 _REQUEST_LIMIT = 16 << 20
 _GRACE_SECONDS = 5.0
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _IGNORED = (
     signal.SIGINT,
     signal.SIGQUIT,
@@ -134,6 +136,8 @@ class _Server:
     def __init__(self, listener: socket.socket, lifeline: int) -> None:
         self._listener = listener
         self._lifeline = lifeline
+        self._pid = os.getpid()
+        self._prctl = ctypes.CDLL(None).prctl
         self._selector = selectors.DefaultSelector()
         self._commands: set[_Command] = set()
         self._learned, self._teach = os.pipe()
@@ -310,7 +314,7 @@ class _Server:
             os._exit(code & 0xFF)
 
     def _become(self, command: _Command, group: int, cwd: bytes, environ: list[bytes]) -> None:
-        """Take over what `j` handed us."""
+        """Take over what `j` handed us. Without the server nobody would tell us that `j` is gone: we end with it."""
         if command.own_group:
             os.setpgid(0, 0)
         else:
@@ -319,6 +323,9 @@ class _Server:
         for ignored in _IGNORED:
             signal.signal(ignored, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        self._prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != self._pid:
+            os._exit(1)  # it was killed just now
         # First what is ours (the lifeline may be descriptor 0), then theirs in the place of it.
         self._listener.close()
         for other in self._commands:

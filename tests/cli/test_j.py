@@ -180,6 +180,7 @@ def test_a_lost_warm_process_is_said(cli: Cli, odd: Path) -> None:
         assert process.wait(TIMEOUT) == 0
         assert (cli.directory / "code").read_text() == "1\n"
         assert_in("is gone", cli.directory / "out")
+        eventually(lambda: assert_in("cleaned", cli.directory / "out"), timeout=TIMEOUT)  # the command ends as well
         del pid
 
 
